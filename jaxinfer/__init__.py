@@ -1,0 +1,74 @@
+"""An inference runtime that derives batching, decoding and executables from a plain forward pass.
+
+Names are imported when they are first used, so that `import jaxinfer` costs nothing that isn't needed.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that has it. Each is used in README or a notebook.
+_HOME = {
+    "Completion": "jaxinfer.language",
+    "Delta": "jaxinfer.language",
+    "Encoder": "jaxinfer.encoder",
+    "Executable": "jaxinfer.executable",
+    "LanguageModel": "jaxinfer.language",
+    "Program": "jaxinfer.program",
+    "Spec": "jaxinfer.specs",
+    "Step": "jaxinfer.passes.incremental",
+    "compile": "jaxinfer.executable",
+    "incremental": "jaxinfer.passes.incremental",
+    "load": "jaxinfer.loading",
+    "spec": "jaxinfer.specs",
+    "trace": "jaxinfer.tracing",
+}
+_ERRORS = (
+    "BatchMixingError",
+    "CheckpointError",
+    "DeadlineExceededError",
+    "JaxInferError",
+    "NotCausalError",
+    "PlanError",
+    "QueueFullError",
+    "ReplicaError",
+    "RequestError",
+    "TraceError",
+)
+__all__ = sorted([*_HOME, *_ERRORS])  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from jaxinfer.executable import Executable, compile
+    from jaxinfer.encoder import Encoder
+    from jaxinfer.errors import (
+        BatchMixingError,
+        CheckpointError,
+        DeadlineExceededError,
+        JaxInferError,
+        NotCausalError,
+        PlanError,
+        QueueFullError,
+        ReplicaError,
+        RequestError,
+        TraceError,
+    )
+    from jaxinfer.language import Completion, Delta, LanguageModel
+    from jaxinfer.loading import load
+    from jaxinfer.passes.incremental import Step, incremental
+    from jaxinfer.program import Program
+    from jaxinfer.specs import Spec, spec
+    from jaxinfer.tracing import trace
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name, "jaxinfer.errors" if name in _ERRORS else None)
+    if home is None:
+        raise AttributeError(f"module 'jaxinfer' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

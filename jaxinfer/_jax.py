@@ -1,0 +1,119 @@
+"""Every use of JAX that depends on its version or has no public door, in one place; tested on the oldest and newest
+supported JAX."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from jaxinfer.errors import TraceError
+
+# Equations that only call another jaxpr, and the parameter that holds it.
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+
+
+def called(equation: Any) -> tuple[core.Jaxpr, list[Any]] | None:
+    """(jaxpr, its consts) that an equation calls, or None where it is no plain call."""
+    key = CALLS.get(equation.primitive.name)
+    if key is None or key not in equation.params:
+        return None
+    inner = equation.params[key]
+    return (inner.jaxpr, list(inner.consts)) if isinstance(inner, core.ClosedJaxpr) else (inner, [])
+
+
+def dtype_of(value: Any) -> np.dtype:
+    """dtype of an array, ShapeDtypeStruct or Python scalar, as JAX would take it."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(value.dtype if hasattr(value, "dtype") else np.result_type(value)))
+
+
+def source_line(equation: Any) -> str:
+    """"file.py:12 (function)" of the user's code that made an equation, or "" where JAX kept none."""
+    traceback = equation.source_info.traceback
+    if traceback is None:
+        return ""
+    for frame in traceback.frames:
+        name = frame.file_name
+        if not any(part in name for part in ("/site-packages/", "/lib/python", "<frozen", "/jaxinfer/tracing.py")):
+            return f"{name.rsplit('/', 1)[-1]}:{frame.line_num} ({frame.function_name})"
+    return ""
+
+
+def check_single_assignment(closed: core.ClosedJaxpr) -> None:
+    """Every value is defined exactly once, and before its use."""
+    jaxpr = closed.jaxpr
+    defined = set(jaxpr.invars) | set(jaxpr.constvars)
+    for number, equation in enumerate(jaxpr.eqns):
+        for atom in equation.invars:
+            if not isinstance(atom, core.Literal) and atom not in defined:
+                raise TraceError(f"equation {number} ({equation.primitive.name}) uses a value before it is defined")
+        for out in equation.outvars:
+            if out in defined:
+                raise TraceError(f"equation {number} ({equation.primitive.name}) defines a value a second time")
+            if type(out).__name__ != "DropVar":
+                defined.add(out)
+    for out in jaxpr.outvars:
+        if not isinstance(out, core.Literal) and out not in defined:
+            raise TraceError("the program returns a value that no equation defines")
+
+
+def pretty(closed: core.ClosedJaxpr, axis_name: Callable[[int], str | int], width: int) -> str:
+    """One line an equation: result: dtype[named dims] = primitive(operands)."""
+    names: dict[Any, str] = {}
+
+    def name(atom: Any) -> str:
+        if isinstance(atom, core.Literal):
+            return str(atom.val) if np.ndim(atom.val) == 0 else f"const{np.shape(atom.val)}"
+        return names.setdefault(atom, f"v{len(names)}")
+
+    def typed(var: Any) -> str:
+        dims = " ".join(str(axis_name(d)) for d in var.aval.shape)
+        return f"{name(var)}: {var.aval.dtype}[{dims}]"
+
+    lines = []
+    for equation in closed.jaxpr.eqns:
+        label = str(equation.params.get("name", "")) if called(equation) else ""
+        text = f"{', '.join(map(typed, equation.outvars))} = {equation.primitive.name}"
+        text += (f"<{label}>" if label else "") + f"({', '.join(map(name, equation.invars))})"
+        where = source_line(equation)
+        room = width - len(where) - 4
+        lines.append(f"{text[:room]:<{room}}  # {where}" if where else text[:width])
+    lines.append(f"return {', '.join(map(name, closed.jaxpr.outvars))}")
+    return "\n".join(lines)
+
+
+class _Compiles:
+    """Counts XLA's compiles in this process, as jax.monitoring reports them; a hit in JAX's own cache is none."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._duration)
+        jax.monitoring.register_event_listener(self._event)
+
+    def _duration(self, event: str, seconds: float, **keywords: Any) -> None:
+        del seconds, keywords
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+    def _event(self, event: str, **keywords: Any) -> None:
+        del keywords
+        self.count -= event == "/jax/compilation_cache/cache_hits"
+
+
+_COMPILES = _Compiles()
+
+
+def compiles() -> int:
+    """XLA compiles in this process so far."""
+    return _COMPILES.count

@@ -1,0 +1,5 @@
+"""Axis analysis: which dims of which values are one axis, from a factor rule for each primitive."""
+
+from jaxinfer.axes.factors import Factors, factors_of, known_primitives
+
+__all__ = ["Factors", "factors_of", "known_primitives"]

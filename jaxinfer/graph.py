@@ -1,0 +1,117 @@
+"""Graph: a jaxpr flattened for analysis: calls inlined, dead equations removed, every value a node of its own."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
+
+from jaxinfer import _jax
+
+
+@dataclass(eq=False)
+class Node:
+    """One value: an input, a constant (then `value` holds it) or the result of `equation`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    weak: bool = False
+    value: Any = None
+    equation: "Equation | None" = None
+
+    @property
+    def constant(self) -> bool:
+        """Whether this is a literal or a captured array."""
+        return self.value is not None
+
+
+@dataclass(eq=False)
+class Equation:
+    """One primitive applied to nodes. `source` is where the user's outermost call stands."""
+
+    primitive: Primitive
+    params: dict[str, Any]
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    source: str
+    number: int = -1
+
+    @property
+    def name(self) -> str:
+        return self.primitive.name
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"{n.dtype}{list(n.shape)}" for n in self.inputs)
+        return f"{self.name}({shapes})" + (f" at {self.source}" if self.source else "")
+
+
+@dataclass(eq=False)
+class Graph:
+    """Inputs in the jaxpr's order, equations in an order in which each value is made before it is used."""
+
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    equations: list[Equation] = field(default_factory=list)
+
+    def consumers(self) -> dict[Node, list[Equation]]:
+        """The equations that read each node."""
+        found: dict[Node, list[Equation]] = {}
+        for equation in self.equations:
+            for node in equation.inputs:
+                found.setdefault(node, []).append(equation)
+        return found
+
+
+def flatten(closed: ClosedJaxpr) -> Graph:
+    """The Graph of a jaxpr. Equations that nothing needs are left out."""
+    inputs = tuple(_node(v.aval) for v in closed.jaxpr.invars)
+    consts = [_node(v.aval, c) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)]
+    equations: list[Equation] = []
+    outputs = _inline(closed.jaxpr, consts, inputs, "", equations)
+    graph = Graph(inputs, outputs, list(_live(equations, outputs)))
+    for number, equation in enumerate(graph.equations):
+        equation.number = number
+    return graph
+
+
+def _node(aval: Any, value: Any = None) -> Node:
+    return Node(tuple(aval.shape), np.dtype(aval.dtype), bool(getattr(aval, "weak_type", False)), value)
+
+
+def _inline(
+    jaxpr: Jaxpr, consts: Sequence[Node], arguments: Sequence[Node], source: str, into: list[Equation]
+) -> tuple[Node, ...]:
+    env: dict[Any, Node] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Node:
+        return _node(atom.aval, atom.val) if isinstance(atom, Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        # An inner jaxpr is cached with its first caller's traceback, so the outermost call's line is the true one.
+        where = source or _jax.source_line(eqn)
+        operands = tuple(map(read, eqn.invars))
+        inner = _jax.called(eqn)
+        if inner is not None:
+            body, values = inner
+            held = [_node(v.aval, c) for v, c in zip(body.constvars, values, strict=True)]
+            results = _inline(body, held, operands, where, into)
+        else:
+            results = tuple(_node(v.aval) for v in eqn.outvars)
+            equation = Equation(eqn.primitive, dict(eqn.params), operands, results, where)
+            for node in results:
+                node.equation = equation
+            into.append(equation)
+        env.update(zip(eqn.outvars, results, strict=True))
+    return tuple(map(read, jaxpr.outvars))
+
+
+def _live(equations: list[Equation], outputs: Sequence[Node]) -> Iterator[Equation]:
+    wanted = set(outputs)
+    kept = []
+    for equation in reversed(equations):
+        if any(node in wanted for node in equation.outputs):
+            wanted.update(equation.inputs)
+            kept.append(equation)
+    return reversed(kept)

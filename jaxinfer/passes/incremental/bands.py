@@ -1,0 +1,291 @@
+"""Fill analysis: where a value is known to be constant because of a mask.
+
+A fact `Beyond(a, b, gap, fill)` of a value says: wherever index b exceeds index a by more than `gap`, the value is `fill`.
+A causal mask over [.., t, s] is Beyond(t, s, 0, False); a window of w adds Beyond(s, t, w - 1, False). Facts start at
+comparisons of index expressions and at constant arrays, and flow forward through elementwise operations and movement.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxinfer.axes import Factors, factors_of
+from jaxinfer.graph import Equation, Graph, Node
+
+# A finite mask value counts as masking at a softmax from here down; scores are then assumed to stay far above it.
+VERY_NEGATIVE = -1e4
+_LARGEST_CONSTANT = 1 << 24  # elements of a captured mask that are worth a look
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """The value is `fill` wherever index[b] - index[a] > gap. `assumed`: only if scores are of ordinary size."""
+
+    a: int
+    b: int
+    gap: int
+    fill: float
+    assumed: bool = False
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The value is sum(slopes[d] * index[d]) + offset; all slopes 0 for a uniform constant."""
+
+    slopes: tuple[float, ...]
+    offset: float
+
+    @property
+    def uniform(self) -> bool:
+        return not any(self.slopes)
+
+
+class Bands:
+    """The linear forms and facts of every node of a graph."""
+
+    def __init__(self, graph: Graph):
+        self.linear: dict[Node, Linear] = {}
+        self.facts: dict[Node, tuple[Beyond, ...]] = {}
+        self._looked_at: set[Node] = set()
+        for equation in graph.equations:
+            for node in equation.inputs:
+                if node.constant and node not in self._looked_at:
+                    self._looked_at.add(node)
+                    self._constant(node)
+            if len(equation.outputs) == 1 and (not equation.inputs or any(map(self._known, equation.inputs))):
+                self._flow(equation, factors_of(equation))
+
+    def masks(self, node: Node, dim: int, neutral: Callable[[float], bool]) -> Beyond | None:
+        """The tightest fact that hides `dim` beyond another dim of the node with a neutral fill."""
+        found = [f for f in self.facts.get(node, ()) if f.b == dim and neutral(f.fill)]
+        return min(found, key=lambda f: f.gap, default=None)
+
+    def _known(self, node: Node) -> bool:
+        return node in self.linear or node in self.facts
+
+    def _constant(self, node: Node) -> None:
+        value = np.asarray(node.value)
+        if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
+            return
+        if value.size == 1:
+            self.linear[node] = Linear((0.0,) * value.ndim, float(value.reshape(())))
+            return
+        wide = [d for d, n in enumerate(value.shape) if n > 1]
+        if len(wide) == 2 and value.size <= _LARGEST_CONSTANT:
+            matrix = value.reshape([value.shape[d] for d in wide])
+            facts = (_corner(matrix, *wide), _corner(matrix.T, *reversed(wide)))
+            self.facts[node] = tuple(f for f in facts if f is not None)
+
+    def _flow(self, equation: Equation, factors: Factors) -> None:
+        out = equation.outputs[0]
+        form = _linear_form(equation, factors, [self.linear.get(n) for n in equation.inputs])
+        if form is not None:
+            self.linear[out] = form
+            return
+        facts = list(_compare(equation, factors, self.linear))
+        if factors.movement and equation.inputs:
+            facts += self._elementwise(equation, factors)
+        elif factors.reduction:
+            facts += self._reduced(equation, factors)
+        if facts:
+            self.facts[out] = _tightest(facts)
+
+    def _aligned(self, node: Node, dims: Sequence[int | None], out: Sequence[int | None]) -> dict[tuple[int, int], Beyond]:
+        """Facts of an operand, told in dims of the result."""
+        to: dict[int | None, int] = {f: d for d, f in enumerate(out) if f is not None}
+        found = {}
+        for fact in self.facts.get(node, ()):
+            a, b = to.get(dims[fact.a]), to.get(dims[fact.b])
+            if a is not None and b is not None:
+                found[a, b] = Beyond(a, b, fact.gap, fact.fill, fact.assumed)
+        return found
+
+    def _elementwise(self, equation: Equation, factors: Factors) -> list[Beyond]:
+        operands = [
+            self._aligned(n, dims, factors.outputs[0]) for n, dims in zip(equation.inputs, factors.inputs, strict=True)
+        ]
+        constants = [
+            self.linear[n].offset if n in self.linear and self.linear[n].uniform else None for n in equation.inputs
+        ]
+        found = []
+        for pair in {p for facts in operands for p in facts}:
+            facts = [o.get(pair) for o in operands]
+            # Each fact alone first: an absorbing fill (0 in a product) needs nothing of the others and has its own gap.
+            choices = [[f if i == j else None for j, f in enumerate(facts)] for i in range(len(facts)) if facts[i]]
+            for chosen in [*choices, facts]:
+                fills = [c if f is None else f.fill for f, c in zip(chosen, constants, strict=True)]
+                result = _apply(equation, fills)
+                present = [f for f in chosen if f is not None]
+                if result is not None and present:
+                    fill, assumed = result
+                    gap = max(f.gap for f in present)
+                    found.append(Beyond(*pair, gap, fill, assumed or any(f.assumed for f in present)))
+        return found
+
+    def _reduced(self, equation: Equation, factors: Factors) -> list[Beyond]:
+        found: list[Beyond] = []
+        for node, dims in zip(equation.inputs, factors.inputs, strict=True):
+            kept = self._aligned(node, dims, factors.outputs[0]).values()
+            absorbing = factors.reduction in ("dot", "sum")
+            found += [f for f in kept if (f.fill == 0 if absorbing else equation.name.startswith("reduce_"))]
+        return found if factors.reduction != "prod" else []
+
+
+def _tightest(facts: Sequence[Beyond]) -> tuple[Beyond, ...]:
+    """One fact for each ordered pair of dims and kind of fill: the one with the smallest gap."""
+    best: dict[tuple[int, int], Beyond] = {}
+    for fact in sorted(facts, key=lambda f: (f.gap, f.assumed)):
+        best.setdefault((fact.a, fact.b), fact)
+    return tuple(best.values())
+
+
+def _corner(matrix: np.ndarray, a: int, b: int) -> Beyond | None:
+    """The fact that the upper right corner of a constant matrix shows, if it holds more than the corner itself."""
+    rows, columns = matrix.shape
+    fill = matrix[0, -1]
+    i, j = np.nonzero(matrix != fill)
+    gap = int((j - i).max()) if len(i) else -rows
+    return Beyond(a, b, gap, float(fill)) if gap < columns - 2 else None
+
+
+def _linear_form(equation: Equation, factors: Factors, forms: Sequence[Linear | None]) -> Linear | None:
+    name, out = equation.name, equation.outputs[0]
+    if name == "iota":
+        dimension = equation.params["dimension"]
+        return Linear(tuple(float(d == dimension) for d in range(len(out.shape))), 0.0)
+    moving = ("broadcast_in_dim", "transpose", "squeeze", "expand_dims", "reshape", "slice", "copy", "stop_gradient")
+    if any(f is None for f in forms) or name not in ("add", "sub", "mul", "neg", "convert_element_type", *moving):
+        return None
+    told = [_told(f, dims, factors.outputs[0]) for f, dims in zip(forms, factors.inputs, strict=True) if f is not None]
+    if any(t is None for t in told):
+        return None
+    first = told[0]
+    assert first is not None
+    if name == "convert_element_type":
+        whole = all(float(v).is_integer() for v in (*first.slopes, first.offset))
+        return first if whole or out.dtype.kind == "f" else None
+    if name == "neg":
+        return Linear(tuple(-s for s in first.slopes), -first.offset)
+    if len(told) == 1:
+        return first
+    second = told[1]
+    assert second is not None
+    if name == "mul":
+        if not second.uniform:
+            first, second = second, first
+        scale = second.offset
+        return Linear(tuple(s * scale for s in first.slopes), first.offset * scale) if second.uniform else None
+    sign = 1 if name == "add" else -1
+    slopes = tuple(x + sign * y for x, y in zip(first.slopes, second.slopes, strict=True))
+    return Linear(slopes, first.offset + sign * second.offset)
+
+
+def _told(form: Linear, dims: Sequence[int | None], out: Sequence[int | None]) -> Linear | None:
+    """A linear form told in dims of the result; None where a dim it varies along is gone."""
+    to = {f: d for d, f in enumerate(out) if f is not None}
+    slopes = [0.0] * len(out)
+    for slope, factor in zip(form.slopes, dims, strict=True):
+        if slope:
+            if factor is None or factor not in to:
+                return None
+            slopes[to[factor]] = slope
+    return Linear(tuple(slopes), form.offset)
+
+
+def _compare(equation: Equation, factors: Factors, linear: dict[Node, Linear]) -> list[Beyond]:
+    """Facts of a comparison of two index expressions: with D = index[b] - index[a], it is D <= m or D >= m."""
+    if equation.name not in ("ge", "gt", "le", "lt", "eq") or not all(n in linear for n in equation.inputs):
+        return []
+    sides = [_told(linear[n], d, factors.outputs[0]) for n, d in zip(equation.inputs, factors.inputs, strict=True)]
+    if sides[0] is None or sides[1] is None:
+        return []
+    slopes = [x - y for x, y in zip(sides[0].slopes, sides[1].slopes, strict=True)]
+    varying = [d for d, s in enumerate(slopes) if s]
+    if len(varying) != 2 or slopes[varying[0]] != -slopes[varying[1]]:
+        return []
+    a, b = varying if slopes[varying[0]] > 0 else varying[::-1]  # left - right = scale * (i[a] - i[b]) + offset
+    bound = (sides[0].offset - sides[1].offset) / slopes[a]
+    low, high = math.floor(bound), math.ceil(bound)
+    if equation.name == "eq":
+        return [Beyond(a, b, low, 0.0), Beyond(b, a, -high, 0.0)]
+    # ge: D <= bound; gt: D < bound; le: D >= bound; lt: D > bound.
+    last = {"ge": low, "gt": high - 1, "le": high - 1, "lt": low}[equation.name]
+    below = float(equation.name in ("ge", "gt"))  # what the comparison says for D <= last
+    return [Beyond(a, b, last, 1.0 - below), Beyond(b, a, -last - 1, below)]
+
+
+def _apply(equation: Equation, fills: Sequence[float | None]) -> tuple[float, bool] | None:
+    """(result, assumed) of an elementwise operation on fills, None for an operand that is not known."""
+    name = equation.name
+    if name == "select_n":
+        pick = fills[0]
+        chosen = None if pick is None else fills[1 + int(pick)]
+        if chosen is None and pick is None and None not in fills[1:] and len(set(fills[1:])) == 1:
+            chosen = fills[1]
+        return None if chosen is None else (chosen, False)
+    known = [f for f in fills if f is not None]
+    if len(known) < len(fills):
+        return _absorb(name, fills, known, equation)
+    function = _NUMERIC.get(name)
+    if function is None and len(equation.inputs) == 1 and name in _SAME:
+        return known[0], False
+    if function is None:
+        return None
+    with np.errstate(all="ignore"):
+        result = float(function(*map(np.float64, known)))
+    if name == "not" and equation.outputs[0].dtype.kind != "b":
+        return None
+    return None if math.isnan(result) else (result, False)
+
+
+def _absorb(name: str, fills: Sequence[float | None], known: list[float], equation: Equation) -> tuple[float, bool] | None:
+    """Results that one known operand settles alone."""
+    boolean = equation.outputs[0].dtype.kind == "b"
+    if name == "mul" and 0 in known:
+        return 0.0, False
+    if name == "div" and fills[0] == 0:
+        return 0.0, False
+    if name == "and" and boolean and 0 in known:
+        return 0.0, False
+    if name == "or" and boolean and 1 in known:
+        return 1.0, False
+    if name in ("add", "sub") and fills[0] is not None and fills[0] <= VERY_NEGATIVE:
+        return -math.inf, fills[0] != -math.inf
+    if name == "add" and fills[1] is not None and fills[1] <= VERY_NEGATIVE:
+        return -math.inf, fills[1] != -math.inf
+    if name == "min" and min(known) <= VERY_NEGATIVE:
+        return min(known), min(known) != -math.inf
+    return None
+
+
+_SAME = frozenset(
+    "broadcast_in_dim transpose squeeze expand_dims reshape slice copy stop_gradient convert_element_type "
+    "reduce_precision".split()
+)
+_NUMERIC: dict[str, Callable[..., float]] = {
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "neg": np.negative,
+    "abs": np.abs,
+    "tanh": np.tanh,
+    "square": np.square,
+    "sign": np.sign,
+    "logistic": lambda x: 1 / (1 + np.exp(-x)),
+    "not": lambda x: 1 - x,
+    "and": lambda x, y: float(bool(x) and bool(y)),
+    "or": lambda x, y: float(bool(x) or bool(y)),
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "max": np.maximum,
+    "min": np.minimum,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}

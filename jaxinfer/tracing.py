@@ -1,0 +1,114 @@
+"""`trace`: a plain function, Flax NNX module or Flax linen module, with Specs, to a Program."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxinfer import specs
+from jaxinfer.errors import TraceError
+from jaxinfer.program import Program
+
+
+def trace(forward: Any, *arguments: Any, method: Any = None, name: str | None = None, **keywords: Any) -> Program:
+    """Traces a forward pass.
+
+        trace(function, params, *specs)            function(params, *inputs) -> any pytree
+        trace(linen_module, variables, *specs)     keywords (train=False) go to module.apply as static values
+        trace(nnx_module, *specs)                  its state is its parameters
+
+    Args:
+        forward: the function or module. A module's `__call__` is traced, or `method`.
+        arguments: the parameters (any pytree, also of jax.ShapeDtypeStruct), then a pytree of `ji.spec` for each input.
+        method: name (linen, NNX) or function (linen) to call instead of `__call__`.
+        name: what the Program is called; the function's or class's own name by default.
+
+    Raises:
+        TraceError: the forward raises, changes its own state, draws random bits, or an input isn't a spec.
+    """
+    if _is_nnx(forward):
+        function, params = nnx_function(forward, method, keywords)
+        inputs = arguments
+    elif _is_linen(forward):
+        function = _linen_function(forward, method, keywords)
+        params, inputs = _params_first(arguments, "variables")
+    elif callable(forward):
+        if method is not None or keywords:
+            unknown = ["method"] * (method is not None) + sorted(keywords)
+            raise TraceError(f"{', '.join(unknown)}: only modules take these; close over values of a plain function")
+        function = forward
+        params, inputs = _params_first(arguments, "params")
+    else:
+        raise TraceError(f"a function or Flax module is wanted, got {type(forward).__name__}")
+    if not inputs:
+        raise TraceError("no inputs: describe each positional input of the forward, e.g. ji.spec('batch 32 32 3')")
+    for tree in inputs:
+        specs.leaves(tree)
+    program = Program(name or _name(forward), function, params, tuple(inputs))
+    _ = program.jaxpr  # traced now, so that a forward that can't be traced says so here
+    return program
+
+
+def _params_first(arguments: tuple[Any, ...], what: str) -> tuple[Any, tuple[Any, ...]]:
+    if not arguments:
+        raise TraceError(f"the {what} come first: trace(forward, {what}, ji.spec(...), ...)")
+    return arguments[0], arguments[1:]
+
+
+def _name(forward: Any) -> str:
+    return getattr(forward, "__name__", None) or type(forward).__name__
+
+
+def _is_nnx(forward: Any) -> bool:
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(forward, nnx.Module)
+
+
+def _is_linen(forward: Any) -> bool:
+    linen = sys.modules.get("flax.linen")
+    return linen is not None and isinstance(forward, linen.Module)
+
+
+def nnx_function(module: Any, method: str | None, keywords: dict[str, Any]) -> tuple[Callable[..., Any], Any]:
+    """(function(params, *inputs), params) of an NNX module: its state as a nested dict, merged back for each call."""
+    from flax import nnx
+
+    graph, state = nnx.split(module)
+
+    def function(params: Any, *inputs: Any) -> Any:
+        filled = jax.tree.map(lambda leaf: leaf, state)  # a copy: replace_by_pure_dict writes in place
+        nnx.replace_by_pure_dict(filled, params)
+        live = nnx.merge(graph, filled)
+        before = dict(_leaves(live))
+        output = (live if method is None else getattr(live, method))(*inputs, **keywords)
+        changed = [path for path, leaf in _leaves(live) if before.get(path) is not leaf]
+        if changed:
+            raise TraceError(
+                f"{type(module).__name__} changes its own state when called ({', '.join(changed[:3])}): a forward to "
+                "serve must not. Call model.eval() first (dropout left on draws random bits; BatchNorm collects)"
+            )
+        return output
+
+    return function, nnx.to_pure_dict(state)
+
+
+def _leaves(module: Any) -> list[tuple[str, Any]]:
+    from flax import nnx
+
+    return [(jax.tree_util.keystr(p), v) for p, v in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module)))]
+
+
+def _linen_function(module: Any, method: Any, keywords: dict[str, Any]) -> Callable[..., Any]:
+    from flax import errors
+
+    def function(variables: Any, *inputs: Any) -> Any:
+        try:
+            return module.apply(variables, *inputs, method=method, **keywords)
+        except (errors.InvalidRngError, errors.ModifyScopeVariableError) as error:
+            raise TraceError(
+                f"{type(module).__name__} draws random bits or changes its own state when called; a forward to serve "
+                f"must not. Pass its own switch, e.g. train=False or deterministic=True ({error})"
+            ) from error
+
+    return function
