@@ -50,8 +50,8 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=192, help="texts a measure at the shortest length and batch 32")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    chosen = peers(args)
     harness.bind(args.threads)
+    chosen = peers(args)
     words = json.loads((harness.HERE / "prompts.json").read_text(encoding="utf-8"))["words"]
     draw = random.Random(0)
     rates, cosines = {}, {}

@@ -157,8 +157,8 @@ def main() -> None:
     parser.add_argument("--cold-rounds", type=int, default=3)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    all_peers = peers(args)
     harness.bind(args.threads)
+    all_peers = peers(args)
     prompts = json.loads((harness.HERE / "prompts.json").read_text(encoding="utf-8"))
     rates, versions, outputs = throughput(all_peers, prompts, args)
     names = [peer.name for peer in all_peers]

@@ -142,6 +142,9 @@ def machine(threads: int) -> str:
 
 def bind(threads: int) -> None:
     """Gives this process and its workers `threads` cores, so that peers which count cores agree with those told."""
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 0.5:
+        # torch's and llama.cpp's threads spin at their barriers: beside other work they lose far more than XLA's do.
+        print(f"warning: the machine is busy (load {load:.1f}); wait until it is quiet, or the ratios mean nothing")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     os.environ |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}

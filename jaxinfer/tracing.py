@@ -74,12 +74,13 @@ def nnx_function(module: Any, method: str | None, keywords: dict[str, Any]) -> t
     """(function(params, *inputs), params) of an NNX module: its state as a nested dict, merged back for each call."""
     from flax import nnx
 
-    graph, state = nnx.split(module)
+    graph, randomness, state = nnx.split(module, nnx.RngState, ...)
 
     def function(params: Any, *inputs: Any) -> Any:
-        filled = jax.tree.map(lambda leaf: leaf, state)  # a copy: replace_by_pure_dict writes in place
+        # Copies: replace_by_pure_dict writes in place, and a Variable of an outer trace must not be changed.
+        filled, keys = (jax.tree.map(lambda leaf: leaf, tree) for tree in (state, randomness))
         nnx.replace_by_pure_dict(filled, params)
-        live = nnx.merge(graph, filled)
+        live = nnx.merge(graph, keys, filled)
         before = dict(_leaves(live))
         output = (live if method is None else getattr(live, method))(*inputs, **keywords)
         changed = [path for path, leaf in _leaves(live) if before.get(path) is not leaf]

@@ -13,7 +13,7 @@ import numpy as np
 from jaxinfer.checkpoints.base import Checkpoint, TensorInfo
 from jaxinfer.errors import CheckpointError
 
-Path = tuple[Any, ...]  # keys of a nested dict; ints are indices of a list of layers
+KeyPath = tuple[Any, ...]  # keys of a nested dict; ints are indices of a list of layers
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def load_params(
 
 
 def _match(
-    targets: Mapping[str, tuple[Path, tuple[int, ...]]],
+    targets: Mapping[str, tuple[KeyPath, tuple[int, ...]]],
     checkpoint: Checkpoint,
     table: Sequence[Weight],
     ignore: Sequence[str],
@@ -204,11 +204,11 @@ def _check_tied(checkpoint: Checkpoint, info: TensorInfo, source: TensorInfo, dt
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
-    """`{i}` -> an index without leading zeros, so that a tensor has one spelling."""
-    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>0|[1-9][0-9]*)", re.escape(pattern)))
+    """`{i}` -> an index. One spelled with leading zeros matches, and then fits no target."""
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[0-9]+)", re.escape(pattern)))
 
 
-def _leaves(tree: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def _leaves(tree: Mapping[Any, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, (*path, key))
@@ -216,11 +216,11 @@ def _leaves(tree: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, An
             yield (*path, key), value
 
 
-def _dotted(path: Path) -> str:
+def _dotted(path: KeyPath) -> str:
     return ".".join(str(key) for key in path)
 
 
-def _set(tree: dict[Any, Any], path: Path, value: Any) -> None:
+def _set(tree: dict[Any, Any], path: KeyPath, value: Any) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value

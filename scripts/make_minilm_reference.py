@@ -4,7 +4,7 @@ Needs torch (CPU) and transformers, and the checkpoint's folder:
 
     python scripts/make_minilm_reference.py FOLDER
 
-Each text is run alone, without padding, at most 256 tokens, mean-pooled and normalised, as the folder's modules.json says.
+Each text is run alone, without padding, at most 256 tokens, mean-pooled and normalised, as the folder's files say.
 """
 
 import argparse

@@ -32,21 +32,24 @@ def rows(count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+forward = nnx.jit(lambda module, *inputs: module(*inputs))
+
+
 def run(module: Any, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return np.asarray(nnx.jit(lambda module, *inputs: module(*inputs))(module, tokens, mask))
+    return np.asarray(forward(module, tokens, mask))
 
 
 def test_shapes_and_names(bert: Any):
     paths = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(bert))}
     tensors, _ = stored()
     assert paths == {name for name in tensors if not name.startswith("pooler.")}
-    assert run(bert, *rows(3, 7)).shape == (3, 7, 32)
+    assert run(bert, *rows(2, 7)).shape == (2, 7, 32)
 
 
 def test_padding_changes_nothing(bert: Any):
     tokens, mask = rows(2, 7)
     alone = run(bert, tokens, mask)
-    for batch, length in ((2, 8), (2, 24), (5, 16)):
+    for batch, length in ((2, 8), (5, 24)):
         wide, wide_mask = np.zeros((2, batch, length), np.int32)
         wide[:2, :7], wide_mask[:2, :7] = tokens, mask
         wide[:2, 7:] = 99  # whatever stands where the mask is 0
@@ -54,7 +57,7 @@ def test_padding_changes_nothing(bert: Any):
 
 
 def test_the_mask_does_something(bert: Any):
-    tokens, mask = rows(1, 8)
+    tokens, mask = rows(2, 8)
     shorter = mask.copy()
     shorter[:, 5:] = 0
     assert np.abs(run(bert, tokens, mask) - run(bert, tokens, shorter))[:, :5].max() > 0.1
@@ -67,9 +70,9 @@ def test_a_row_of_padding_is_finite(bert: Any):
 
 
 def test_every_token_sees_both_sides(bert: Any):
-    tokens, mask = rows(1, 8)
+    tokens, mask = rows(2, 8)
     other = tokens.copy()
-    other[0, 7] = (other[0, 7] + 1) % 128
+    other[:, 7] = (other[:, 7] + 1) % 128
     assert (np.abs(run(bert, tokens, mask) - run(bert, other, mask)).max(axis=-1) > 1e-4).all()
 
 

@@ -155,6 +155,7 @@ HOSTILE = {
     "constant text in loops": "{% for a in range(100000) %}{% for b in range(100000) %}"
     + "x" * 9000
     + "{% endfor %}" * 2,
+    "constant text in one loop": "{% set x %}{% for a in range(100000) %}" + "x" * 9000 + "{% endfor %}{% endset %}",
     "constant text in a block": "{% block b %}"
     + "y" * 9000
     + "{% endblock %}{% for i in range(9999) %}{{ self.b() }}{% endfor %}",
@@ -170,6 +171,7 @@ HOSTILE = {
     "expandtabs": "{{ '\t'.expandtabs(10000000000) }}",
     "replace": BIG + "{{ a.replace('a', a) }}",
     "replace, a filter": BIG + "{{ a | replace('', a) }}",
+    "replace that fits in memory": "{% set a = 'a' * 20000 %}{% set b = a | replace('a', a) %}",
     "join": BIG + "{{ range(100000) | join(a) }}",
     "join of a generator": BIG + "{{ range(100000) | map('string') | map('replace', '1', a) | join(a) }}",
     "indent": "{{ ('\n' * 100000) | indent(60000) }}",
@@ -179,7 +181,8 @@ HOSTILE = {
     "lorem ipsum": "{{ lipsum(n=100000) }}",
     # objects that are small in memory and endless in print
     "lists of lists": grow("{% set ns.x = [ns.x, ns.x] %}", "[1]"),
-    "tuples as keys": grow("{% set ns.x = (ns.x, ns.x) %}", "(1,)") + "{{ {ns.x: 1} }}",
+    "tuples as keys": "{% set ns = namespace(x=(1,)) %}{% for i in range(26) %}{% set ns.x = (ns.x, ns.x) %}"
+    "{% endfor %}{% set y = {ns.x: 1} %}",
     "dicts of dicts": grow("{% set ns.x = {'a': ns.x, 'b': ns.x} %}", "{}"),
     "dict()": grow("{% set ns.x = dict(a=ns.x, b=ns.x) %}", "{}"),
     "namespaces": "{% set o = namespace(n=namespace()) %}{% for i in range(60) %}"
@@ -219,7 +222,17 @@ def test_hostile_templates_end_at_once(case: str):
     assert render("{{ messages[0].content }}") == "Be brief."  # the messages are as they were
 
 
-@pytest.mark.parametrize("case", ["doubling by ~", "lists of lists", "constant text in loops", "join", "str * int"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "doubling by ~",
+        "lists of lists",
+        "constant text in one loop",
+        "join",
+        "str * int",
+        "replace that fits in memory",
+    ],
+)
 def test_hostile_templates_take_little_memory(case: str):
     tracemalloc.start()
     try:

@@ -5,6 +5,7 @@ import shutil
 import struct
 from pathlib import Path
 
+import checkpoint_helpers
 import numpy as np
 import pytest
 from test_cli import one_line_error, run
@@ -16,8 +17,8 @@ BAD_INPUT_COMMANDS = [
 
 
 @pytest.fixture
-def fixtures(repository) -> Path:
-    return repository / "tests" / "fixtures"
+def fixtures() -> Path:
+    return checkpoint_helpers.fixtures()
 
 
 @pytest.fixture

@@ -176,10 +176,10 @@ def test_missing_files_say_what_to_do(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"It holds 'model.Q4_1.gguf'"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="neither model.safetensors nor model.safetensors.index.json"):
+    with pytest.raises(CheckpointError, match=r"neither model.safetensors nor model.safetensors.index.json"):
         open_checkpoint(tmp_path)
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="It holds model-00001-of-00002.safetensors: is the index missing"):
+    with pytest.raises(CheckpointError, match=r"It holds model-00001-of-00002.safetensors: is the index missing"):
         open_checkpoint(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from jaxinfer.errors import CheckpointError, RequestError
+from jaxinfer.text.detokenizer import Detokenizer
 from jaxinfer.text.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -103,6 +104,11 @@ def test_byte_level_is_bpe_over_words(pre: str, text: str):
 )
 def test_words_of_each_pre_tokenizer(pre: str, text: str, expected: list[str]):
     assert words(Tokenizer.from_gguf(byte_level(pre)), text) == expected
+
+
+def test_qwen2_composes_characters():
+    assert Tokenizer.from_gguf(byte_level("qwen2")).encode("e\u0301") == Tokenizer.from_gguf(byte_level()).encode("é")
+    assert pieces(Tokenizer.from_gguf(byte_level("gpt-2")), "e\u0301") == list(spelled("e\u0301"))
 
 
 def test_llama3_takes_whole_words_that_are_tokens():
@@ -358,13 +364,14 @@ def test_smollm2_ids():
     from jaxinfer.checkpoints import hub
     from jaxinfer.checkpoints.gguf import GGUFCheckpoint
 
-    path = hub.fetch("smollm2-135m")
-    tokenizer = GGUFCheckpoint(next(path.glob("*.gguf")) if path.is_dir() else path).load_tokenizer()
+    tokenizer = GGUFCheckpoint(hub.fetch("smollm2-135m")).load_tokenizer()
     assert tokenizer is not None and tokenizer.eos_ids == {2} and tokenizer.vocab_size == 49152
     expected = json.loads((Path(__file__).parent / "data" / "smollm2_ids.json").read_text())
     assert len(expected) > 100
     for text, ids in expected:
         assert tokenizer.encode(text) == ids, text
+        detokenizer = Detokenizer(tokenizer)
+        assert "".join(map(detokenizer.push, ids)) + detokenizer.flush() == tokenizer.decode(ids)
 
 
 @pytest.mark.heavy

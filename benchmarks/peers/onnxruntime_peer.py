@@ -18,8 +18,6 @@ class Encoder:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Its threads would spin between calls and take the cores from the peer whose turn it is.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.tokenizer = tokenizers.Tokenizer.from_file(str(Path(path) / "tokenizer.json"))
         self.tokenizer.no_truncation()

@@ -1,6 +1,7 @@
 """What every checkpoint format gives: a config, named tensors, and reads straight into the wanted dtype."""
 
 import abc
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,3 +71,12 @@ class Checkpoint(abc.ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def drop_pages(mapped: mmap.mmap, offset: int, nbytes: int) -> None:
+    """Takes the whole pages within [offset, offset + nbytes) of a read-only map out of resident memory; they are read
+    again when they are touched again."""
+    start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (offset + nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED, start, length)

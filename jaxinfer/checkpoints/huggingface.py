@@ -80,8 +80,6 @@ class HFCheckpoint(Checkpoint):
         self._file(info).release(info)
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
         self._files.clear()
 
     def _file(self, info: TensorInfo) -> SafetensorsFile:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import ml_dtypes
 import numpy as np
 
-from jaxinfer.checkpoints.base import TensorInfo
+from jaxinfer.checkpoints.base import TensorInfo, drop_pages
 from jaxinfer.errors import CheckpointError
 
 J = TypeVar("J", dict, list)
@@ -53,48 +53,33 @@ class SafetensorsFile:
         self.path = path
         # O_NONBLOCK: opening a FIFO must not hang before it can be refused.
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise CheckpointError(f"can't open {str(path)!r}: {error.strerror or error}") from None
         try:
-            status = os.fstat(self._fd)
+            status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointError(f"{str(path)!r} is not a regular file.")
             self._size = status.st_size
             if self._size < 8:
                 raise CheckpointError(f"{str(path)!r} is cut short: {self._size} bytes, and a header needs 8.")
-            self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
-            self.tensors: Mapping[str, TensorInfo] = self._parse()
-        except BaseException:
-            os.close(self._fd)
-            self._fd = -1
-            raise
+            self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)  # goes when the last view of it does
+        finally:
+            os.close(fd)
+        self.tensors: Mapping[str, TensorInfo] = self._parse()
 
     def view(self, info: TensorInfo) -> np.ndarray:
         """The tensor as stored: read-only, of `info.shape`, a view of the mapped file."""
         # A page past the end of a file that shrank after it was opened kills the process with SIGBUS.
-        if self._fd < 0 or os.fstat(self._fd).st_size < info.offset + info.nbytes:
-            raise CheckpointError(f"{str(self.path)!r} was closed or cut short after it was opened ({info.name!r}).")
+        if self._map.size() < info.offset + info.nbytes:  # the file's size now, not the map's
+            raise CheckpointError(f"{str(self.path)!r} was cut short after it was opened; {info.name!r} is lost.")
         dtype = DTYPES[info.dtype]
         flat = np.frombuffer(self._map, dtype, info.nbytes // dtype.itemsize, info.offset)
         return flat.reshape(info.shape)
 
     def release(self, info: TensorInfo) -> None:
         """Drops the whole pages of the tensor from resident memory."""
-        start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = (info.offset + info.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
-        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, start, length)
-
-    def close(self) -> None:
-        """Closes the file. The map goes when the last view of it does."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
+        drop_pages(self._map, info.offset, info.nbytes)
 
     def _fail(self, message: str) -> CheckpointError:
         return CheckpointError(f"{str(self.path)!r} is damaged or not safetensors: {message}")
