@@ -39,7 +39,6 @@ _ERRORS = (
 __all__ = sorted([*_HOME, *_ERRORS])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from jaxinfer.executable import Executable, compile
     from jaxinfer.encoder import Encoder
     from jaxinfer.errors import (
         BatchMixingError,
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
         RequestError,
         TraceError,
     )
+    from jaxinfer.executable import Executable, compile
     from jaxinfer.language import Completion, Delta, LanguageModel
     from jaxinfer.loading import load
     from jaxinfer.passes.incremental import Step, incremental

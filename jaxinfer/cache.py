@@ -50,7 +50,7 @@ def _machine() -> str:
     return hashlib.sha256(f"{features} {os.cpu_count()}".encode()).hexdigest()
 
 
-def key_of(program: str, bucket: Mapping[str, Any], device: jax.Device, plan: str = "single") -> str:
+def key_of(program: str, bucket: Mapping[str, Any], device: Any, plan: str = "single") -> str:
     """The name of an entry: 64 hex digits."""
     parts = {
         "program": program,
@@ -63,7 +63,7 @@ def key_of(program: str, bucket: Mapping[str, Any], device: jax.Device, plan: st
         "device_id": device.id,
         "machine": _machine() if device.platform == "cpu" else "",
         "flags": os.environ.get("XLA_FLAGS", ""),
-        "options": str(jax.config.jax_default_matmul_precision) + str(jax.config.jax_enable_x64),
+        "options": [str(getattr(jax.config, f"jax_{o}")) for o in ("default_matmul_precision", "enable_x64")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -72,7 +72,7 @@ def _path(key: str) -> Path:
     return cache_dir() / "executables" / key
 
 
-def load(key: str, n_in: int, n_out: int, device: jax.Device) -> Any:
+def load(key: str, n_in: int, n_out: int, device: Any) -> Any:
     """The compiled flat function of an entry, or None where there is none that loads; a damaged one is removed."""
     path = _path(key)
     try:

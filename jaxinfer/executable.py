@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer import _jax, cache, specs
@@ -31,8 +32,9 @@ def ahead_of_time(
     *,
     program: str,
     bucket: Mapping[str, Any],
-    device: jax.Device,
+    device: Any,
     donate: Sequence[int] = (),
+    runs_seldom: bool = False,
     report: CompileReport,
 ) -> Any:
     """A flat function of flat arrays, compiled for one device: from the cache on disk, else by XLA and then cached.
@@ -41,9 +43,12 @@ def ahead_of_time(
         function: (*arrays) -> tuple of `n_out` arrays; traced only when the cache has nothing.
         program, bucket: what names the computation in the cache (see cache.key_of).
         donate: arguments whose memory the results may take.
+        runs_seldom: prefer a short first run to fast later ones.
     """
     started = time.perf_counter()
-    key = cache.key_of(program, {**bucket, "donate": list(donate), "shapes": str(list(arguments))}, device)
+    key = cache.key_of(
+        program, {**bucket, "donate": list(donate), "seldom": runs_seldom, "shapes": str(list(arguments))}, device
+    )
     compiled = cache.load(key, len(arguments), n_out, device)
     if compiled is not None:
         report.loaded += 1
@@ -52,7 +57,8 @@ def ahead_of_time(
         placed = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arguments]
         hits = _jax.cache_hits()
         # keep_unused: a cached entry is called with the same arguments whatever XLA found it could do without.
-        compiled = jax.jit(function, donate_argnums=tuple(donate), keep_unused=True).lower(*placed).compile()
+        lowered = jax.jit(function, donate_argnums=tuple(donate), keep_unused=True).lower(*placed)
+        compiled = _jax.compile_lowered(lowered, device, runs_seldom=runs_seldom)
         if _jax.cache_hits() == hits:
             report.compiled += 1
             cache.store(key, compiled)
@@ -69,7 +75,7 @@ class Executable:
 
     program: Program
     buckets: Mapping[str, Sequence[int]]
-    device: jax.Device
+    device: Any
     params: list[jax.Array]
     report: CompileReport = field(default_factory=CompileReport)
     _compiled: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False)
@@ -135,7 +141,9 @@ class Executable:
     def _check(self, inputs: Sequence[Any]) -> tuple[dict[str, int], list[np.ndarray | jax.Array]]:
         wanted = self.program.inputs
         if jax.tree.structure(inputs) != jax.tree.structure(wanted, is_leaf=specs.is_spec):
-            raise RequestError(f"{self.program.name} takes {len(wanted)} inputs ({_listed(wanted)}), got {_shapes(inputs)}")
+            raise RequestError(
+                f"{self.program.name} takes {len(wanted)} inputs ({_listed(wanted)}), got {_shapes(inputs)}"
+            )
         sizes: dict[str, int] = {}
         arrays = jax.tree.leaves(inputs)
         for leaf, value in zip(specs.leaves(wanted), arrays, strict=True):
@@ -145,7 +153,9 @@ class Executable:
             for dim, size in zip(leaf.dims, shape, strict=True):
                 expected = dim if isinstance(dim, int) else sizes.setdefault(dim, size)
                 if size != expected or size == 0:
-                    raise RequestError(f"{self.program.name}: {dim} should be {expected or 'at least 1'}, got {size} in {shape}")
+                    raise RequestError(
+                        f"{self.program.name}: {dim} should be {expected or 'at least 1'}, got {size} in {shape}"
+                    )
         return sizes, arrays
 
     def _padded(self, arrays: Sequence[Any], bucket: Mapping[str, int], fill: Any = 0) -> list[Any]:
@@ -171,7 +181,7 @@ class Executable:
         n_out = len(jax.tree.leaves(self.program.output_axes, is_leaf=lambda x: isinstance(x, tuple)))
 
         def flat(*arrays: Any) -> tuple[Any, ...]:
-            return tuple(jax.core.eval_jaxpr(traced.jaxpr.jaxpr, traced.jaxpr.consts, *arrays))
+            return tuple(_jax.evaluate(traced.jaxpr, *arrays))
 
         traced = self.program.at(sizes)
         return ahead_of_time(
@@ -190,8 +200,8 @@ class Executable:
             self._paddable[axis] = self._padding_is_safe(axis)
         if refuse and not self._paddable[axis]:
             raise BatchMixingError(
-                f"{self.program.name}: padding {axis!r} changes the results of the real rows, so rows along it influence "
-                f"each other. Compile the exact sizes you need: buckets={{{axis!r}: [...]}}"
+                f"{self.program.name}: padding {axis!r} changes the results of the real rows, so rows along it "
+                f"influence each other. Compile the exact sizes you need: buckets={{{axis!r}: [...]}}"
             )
 
     def _padding_is_safe(self, axis: str) -> bool:
@@ -205,7 +215,9 @@ class Executable:
         names = jax.tree.leaves(self.program.output_axes, is_leaf=lambda x: isinstance(x, tuple))
         for want, got, dims in zip(exact, padded, names, strict=True):
             a, b = np.asarray(want, np.float64), np.asarray(_cut(got, dims, real), np.float64)
-            if a.shape != b.shape or not np.allclose(a, b, rtol=1e-3, atol=1e-4 * (np.abs(a).max(initial=0) + 1e-6), equal_nan=True):
+            if a.shape != b.shape or not np.allclose(
+                a, b, rtol=1e-3, atol=1e-4 * (np.abs(a).max(initial=0) + 1e-6), equal_nan=True
+            ):
                 return False
         return True
 
@@ -215,7 +227,7 @@ def compile(
     *,
     buckets: Mapping[str, Sequence[int]],
     dtype: Any = None,
-    device: jax.Device | None = None,
+    device: Any = None,
     ahead: bool = True,
 ) -> Executable:
     """Compiles a Program for one device.
@@ -236,7 +248,9 @@ def compile(
     for dims in jax.tree.leaves(program.output_axes, is_leaf=lambda x: isinstance(x, tuple)):
         for dim in dims:
             if isinstance(dim, str) and dim not in program.axes:
-                raise TraceError(f"an output of {program.name} merges named dims ({dim}); return them as dims of their own")
+                raise TraceError(
+                    f"an output of {program.name} merges named dims ({dim}); return them as dims of their own"
+                )
     sizes = {name: sorted(set(buckets[name])) for name in program.axes}
     if any(not ladder or ladder[0] < 1 for ladder in sizes.values()):
         raise TraceError(f"buckets must be sizes of at least 1, got {dict(buckets)}")
@@ -247,7 +261,7 @@ def compile(
     return executable
 
 
-def _placed(params: Any, device: jax.Device) -> list[jax.Array]:
+def _placed(params: Any, device: Any) -> list[jax.Array]:
     leaves = jax.tree.leaves(params)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         raise RequestError("the parameters are shapes only; give arrays to run the program")
@@ -256,7 +270,7 @@ def _placed(params: Any, device: jax.Device) -> list[jax.Array]:
 
 def _cast(params: Any, dtype: np.dtype) -> Any:
     def one(leaf: Any) -> Any:
-        if not jax.dtypes.issubdtype(_jax.dtype_of(leaf), np.floating):
+        if not jnp.issubdtype(_jax.dtype_of(leaf), np.floating):
             return leaf
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, dtype)
@@ -267,7 +281,7 @@ def _cast(params: Any, dtype: np.dtype) -> Any:
 
 def _random(random: np.random.Generator, leaf: specs.Spec, sizes: Mapping[str, int]) -> np.ndarray:
     """Floats from a normal distribution; integers 0 or 1, which are in range whatever they index or mask."""
-    if jax.dtypes.issubdtype(leaf.dtype, np.floating):
+    if jnp.issubdtype(leaf.dtype, np.floating):
         return random.standard_normal(leaf.shape(sizes)).astype(leaf.dtype)
     return random.integers(0, 2, leaf.shape(sizes)).astype(leaf.dtype)
 

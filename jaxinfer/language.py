@@ -51,7 +51,7 @@ class LanguageModel:
         eos_id: int | Sequence[int] | None = None,
         axes: str = "batch time",
         assume_causal: bool = False,
-        device: jax.Device | None = None,
+        device: Any = None,
     ):
         if axes not in ("batch time", "time"):
             raise TraceError(f"axes must be 'batch time' or 'time', got {axes!r}")
@@ -61,7 +61,13 @@ class LanguageModel:
 
     @classmethod
     def from_program(
-        cls, program: Program, *, max_len: int, tokenizer: Tokenizer | None, config: Any, device: jax.Device | None = None
+        cls,
+        program: Program,
+        *,
+        max_len: int,
+        tokenizer: Tokenizer | None,
+        config: Any,
+        device: Any = None,
     ) -> "LanguageModel":
         """A model from a Program over tokens that is not traced yet; what `ji.load` uses."""
         model = cls.__new__(cls)
@@ -75,7 +81,7 @@ class LanguageModel:
         tokenizer: Tokenizer | None,
         eos_id: int | Sequence[int] | None,
         assume_causal: bool,
-        device: jax.Device | None,
+        device: Any,
         config: Any,
     ) -> None:
         if max_len < 2:
@@ -102,10 +108,6 @@ class LanguageModel:
         """What was derived: the state kept of each token, and what that assumes."""
         return self._programs.step.explain()
 
-    @overload
-    def generate(self, prompts: str, **options: Any) -> Completion: ...
-    @overload
-    def generate(self, prompts: Sequence[Any], **options: Any) -> Any: ...
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -175,13 +177,19 @@ class LanguageModel:
             yield Delta(shown, tuple(tokens), run.logprobs(-len(tokens)), run.reason if run.sequence.ended else None)
 
     @overload
-    def chat(self, messages: Sequence[Mapping[str, str]], *, stream: Literal[True], **options: Any) -> Iterator[Delta]: ...
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, stream: Literal[True], **options: Any
+    ) -> Iterator[Delta]: ...
     @overload
-    def chat(self, messages: Sequence[Mapping[str, str]], *, stream: Literal[False] = False, **options: Any) -> Completion: ...
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, stream: Literal[False] = False, **options: Any
+    ) -> Completion: ...
     def chat(self, messages: Sequence[Mapping[str, str]], *, stream: bool = False, **options: Any) -> Any:
         """Answers a conversation, e.g. [{"role": "user", "content": "Hi"}], through the checkpoint's chat template."""
         if self.tokenizer is None:
-            raise RequestError("chat needs a tokenizer with a chat template; this model has none. Use generate with token ids")
+            raise RequestError(
+                "chat needs a tokenizer with a chat template; this model has none. Use generate with token ids"
+            )
         text = self.tokenizer.apply_chat_template([dict(m) for m in messages], add_generation_prompt=True)
         prompt = self.tokenizer.encode(text, add_special=False)
         return self.stream(prompt, **options) if stream else self.generate(prompt, **options)
@@ -194,7 +202,7 @@ class LanguageModel:
         return scores[0] if single else scores
 
     def __call__(self, tokens: Any) -> np.ndarray:
-        """The forward itself on a batch, by the derived step: int [batch, time] -> float logits [batch, time, vocab]."""
+        """The forward on a batch, by the derived step: int [batch, time] -> float logits [batch, time, vocab]."""
         batch = np.asarray(tokens)
         if batch.ndim != 2 or batch.dtype.kind not in "iu":
             raise RequestError(f"tokens should be integers [batch, time], got {batch.dtype}{list(batch.shape)}")
@@ -216,7 +224,9 @@ class LanguageModel:
         else:
             ids = [int(i) for i in prompt]
         if len(ids) < least:
-            raise RequestError(f"a prompt needs at least {least} token{'s' * (least > 1)}, got {len(ids)}: {prompt!r:.60}")
+            raise RequestError(
+                f"a prompt needs at least {least} token{'s' * (least > 1)}, got {len(ids)}: {prompt!r:.60}"
+            )
         if len(ids) + room > self.max_len:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens, but the context holds {self.max_len}"
@@ -251,9 +261,8 @@ class _Run:
                 if surplus:
                     del self.sequence.tokens[-surplus:], self.sequence.logprobs[-surplus:]
                 return True
-        if self.sequence.ended and self._detokenizer is not None:
-            if not self._show(self._detokenizer.flush()):
-                self.text += self._stops.flush()
+        if self.sequence.ended and self._detokenizer is not None and not self._show(self._detokenizer.flush()):
+            self.text += self._stops.flush()
         return False
 
     def _show(self, text: str) -> bool:

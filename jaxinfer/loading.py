@@ -41,14 +41,14 @@ def load(
 
     Raises:
         CheckpointError: missing, damaged or unsupported; says which and what is supported.
-        RequestError: max_len over the checkpoint's own limit.
+        RequestError: a dtype that is no floating type, or max_len over the checkpoint's own limit.
     """
     checkpoint = open_checkpoint(resolve(name_or_path))
     try:
         architecture = find(checkpoint.config)
         config = architecture.config(checkpoint.config)
-        dtype = default_dtype() if dtype is None else np.dtype(dtype)
-        module = nnx.eval_shape(lambda: architecture.module(config, dtype=dtype, rngs=nnx.Rngs(0)))
+        dtype = default_dtype() if dtype is None else _float_dtype(dtype)
+        module = nnx.eval_shape(lambda: architecture.module(config, dtype=dtype, rngs=None))
         function, abstract = nnx_function(module, None, {})
         options: dict[str, Any] = {"ignore": architecture.ignore, "progress": progress, "check": check}
         params = load_params(abstract, checkpoint, architecture.weights, config, dtype, **options)
@@ -66,6 +66,16 @@ def load(
     identity = f"{architecture.name} {config!r} {dtype}"
     program = Program(architecture.name, function, params, (spec("batch time", "int32"),), identity)
     return LanguageModel.from_program(program, max_len=max_len or limit, tokenizer=tokenizer, config=config)
+
+
+def _float_dtype(dtype: Any) -> np.dtype:
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jax.numpy.issubdtype(found, np.floating):
+        raise RequestError(f"dtype should be a floating type such as 'float32' or 'bfloat16', got {dtype!r}")
+    return found
 
 
 def default_dtype() -> np.dtype:

@@ -97,7 +97,10 @@ def nnx_function(module: Any, method: str | None, keywords: dict[str, Any]) -> t
 def _leaves(module: Any) -> list[tuple[str, Any]]:
     from flax import nnx
 
-    return [(jax.tree_util.keystr(p), v) for p, v in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module)))]
+    return [
+        (jax.tree_util.keystr(p), v)
+        for p, v in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module)))
+    ]
 
 
 def _linen_function(module: Any, method: Any, keywords: dict[str, Any]) -> Callable[..., Any]:

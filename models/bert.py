@@ -54,7 +54,7 @@ class Config:
 class Embeddings(nnx.Module):
     """Word + position + token type (always 0: one segment), normalised."""
 
-    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs | None):
         keywords: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.word_embeddings = Embedding(config.vocab_size, config.hidden_size, **keywords)
         self.position_embeddings = Embedding(config.max_position_embeddings, config.hidden_size, **keywords)
@@ -70,7 +70,7 @@ class Embeddings(nnx.Module):
 class SelfAttention(nnx.Module):
     """Scaled dot products of all pairs; keys whose mask is 0 get no weight."""
 
-    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs | None):
         self.heads = config.num_attention_heads
         keywords: dict[str, Any] = {"bias": True, "dtype": dtype, "rngs": rngs}
         self.query = Linear(config.hidden_size, config.hidden_size, **keywords)
@@ -91,7 +91,7 @@ class SelfAttention(nnx.Module):
 class Output(nnx.Module):
     """Projects a block's result, adds the block's input, normalises."""
 
-    def __init__(self, config: Config, n_in: int, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Config, n_in: int, *, dtype: Any, rngs: nnx.Rngs | None):
         self.dense = Linear(n_in, config.hidden_size, bias=True, dtype=dtype, rngs=rngs)
         self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, dtype=dtype, rngs=rngs)
 
@@ -102,7 +102,7 @@ class Output(nnx.Module):
 class Attention(nnx.Module):
     """Self-attention block."""
 
-    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs | None):
         self.self = SelfAttention(config, dtype=dtype, rngs=rngs)  # the checkpoint's name
         self.output = Output(config, config.hidden_size, dtype=dtype, rngs=rngs)
 
@@ -113,7 +113,7 @@ class Attention(nnx.Module):
 class Intermediate(nnx.Module):
     """Widens and bends."""
 
-    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs | None):
         self.act = config.hidden_act
         self.dense = Linear(config.hidden_size, config.intermediate_size, bias=True, dtype=dtype, rngs=rngs)
 
@@ -124,7 +124,7 @@ class Intermediate(nnx.Module):
 class Layer(nnx.Module):
     """One post-norm block."""
 
-    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs | None):
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.intermediate = Intermediate(config, dtype=dtype, rngs=rngs)
         self.output = Output(config, config.intermediate_size, dtype=dtype, rngs=rngs)
@@ -137,7 +137,7 @@ class Layer(nnx.Module):
 class Stack(nnx.Module):
     """The layers: what checkpoints keep under `encoder.`"""
 
-    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs | None):
         self.layer = nnx.List([Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)])
 
     def __call__(self, x: Array, mask: Array) -> Array:
@@ -153,7 +153,7 @@ class Bert(nnx.Module):
     the reference: pad on the right where vectors must not depend on padding.
     """
 
-    def __init__(self, config: Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs | None):
         self.config = config
         self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
         self.encoder = Stack(config, dtype=dtype, rngs=rngs)

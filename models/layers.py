@@ -10,14 +10,15 @@ from flax import nnx
 Array = jax.Array
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: Any) -> nnx.Param:
-    return nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * 0.02)
+def _normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: Any) -> nnx.Param:
+    # Without rngs the values don't matter: shapes alone are wanted, and 200 draws take a second to trace.
+    return nnx.Param(jnp.zeros(shape, dtype) if rngs is None else jax.random.normal(rngs.params(), shape, dtype) * 0.02)
 
 
 class Linear(nnx.Module):
     """y = x W^T + b, with weight [out, in] as checkpoints store it."""
 
-    def __init__(self, n_in: int, n_out: int, *, bias: bool = False, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, n_in: int, n_out: int, *, bias: bool = False, dtype: Any = jnp.float32, rngs: nnx.Rngs | None):
         self.weight = _normal(rngs, (n_out, n_in), dtype)
         self.bias = nnx.Param(jnp.zeros((n_out,), dtype)) if bias else None
 
@@ -30,7 +31,7 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
     """Table [vocab, features]."""
 
-    def __init__(self, vocab: int, features: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, vocab: int, features: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs | None):
         self.weight = _normal(rngs, (vocab, features), dtype)
 
     def __call__(self, ids: Array) -> Array:
@@ -45,7 +46,7 @@ class Embedding(nnx.Module):
 class RMSNorm(nnx.Module):
     """Zhang & Sennrich 2019; statistics in float32 whatever the dtype of x, as Llama computes them."""
 
-    def __init__(self, features: int, *, eps: float, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, eps: float, dtype: Any = jnp.float32, rngs: nnx.Rngs | None):
         del rngs
         self.weight = nnx.Param(jnp.ones((features,), dtype))
         self.eps = eps
@@ -59,7 +60,7 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Ba et al. 2016; statistics in float32."""
 
-    def __init__(self, features: int, *, eps: float, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, eps: float, dtype: Any = jnp.float32, rngs: nnx.Rngs | None):
         del rngs
         self.weight = nnx.Param(jnp.ones((features,), dtype))
         self.bias = nnx.Param(jnp.zeros((features,), dtype))

@@ -77,7 +77,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 class Attention(nnx.Module):
     """Causal attention with `num_key_value_heads` groups of query heads."""
 
-    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs | None):
         self.groups, self.dim = config.num_key_value_heads, config.head_dim
         self.heads = config.num_attention_heads
         wide, narrow = self.heads * self.dim, self.groups * self.dim
@@ -104,7 +104,7 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
 
-    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs | None):
         keywords: dict[str, Any] = {"bias": config.mlp_bias, "dtype": dtype, "rngs": rngs}
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, **keywords)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, **keywords)
@@ -117,7 +117,7 @@ class MLP(nnx.Module):
 class Layer(nnx.Module):
     """One pre-norm block."""
 
-    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs | None):
         norm: dict[str, Any] = {"eps": config.rms_norm_eps, "dtype": dtype, "rngs": rngs}
         self.input_layernorm = RMSNorm(config.hidden_size, **norm)
         self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
@@ -132,7 +132,7 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, layers and final norm: what checkpoints keep under `model.`"""
 
-    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs | None):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
         self.layers = nnx.List([Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, rngs=rngs)
@@ -147,7 +147,7 @@ class Decoder(nnx.Module):
 class Llama(nnx.Module):
     """tokens: Int[Array, "batch time"] -> logits: Float[Array, "batch time vocab"]"""
 
-    def __init__(self, config: Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs | None):
         self.config = config
         self.model = Decoder(config, dtype=dtype, rngs=rngs)
         self.lm_head = (

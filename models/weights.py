@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.checkpoints.base import Checkpoint, TensorInfo
+from jaxinfer.checkpoints.base import Checkpoint, TensorInfo, converted
 from jaxinfer.errors import CheckpointError
 
 KeyPath = tuple[Any, ...]  # keys of a nested dict; ints are indices of a list of layers
@@ -181,9 +180,11 @@ def _load_one(
     # float16 is the one target whose range is below float32's and bfloat16's: a value that overflows must not pass.
     if (check or dtype == np.float16) and not _all_finite(host):
         raise CheckpointError(f"tensor {info.name!r} holds NaN or infinity in {dtype}; the checkpoint is damaged.")
-    # jnp.array copies; device_put on CPU may alias a mapped file that can still change (even with may_alias=False).
-    # Blocking keeps one tensor in flight, not the whole model.
-    array = jax.block_until_ready(jnp.array(host))
+    # device_put on CPU takes aligned memory over without a copy (even with may_alias=False): right for what was made
+    # here, wrong for a mapped file, which can still change.
+    if not host.flags.writeable:
+        host = converted(host, dtype)
+    array = jax.block_until_ready(jax.device_put(host))  # blocking keeps one tensor in flight, not the whole model
     del host
     checkpoint.release(info.name)
     return array

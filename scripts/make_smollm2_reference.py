@@ -1,4 +1,4 @@
-"""Makes tests/data/smollm2_reference.npz: what transformers says of SmolLM2-135M-Instruct's GGUF, dequantised to float32.
+"""Makes tests/data/smollm2_reference.npz: transformers' view of SmolLM2-135M-Instruct's GGUF in float32.
 
 Needs torch (CPU), transformers, accelerate and gguf; the test that reads the file needs none of them:
 

@@ -89,7 +89,9 @@ def masks(draw, depth=3):
         "where": lambda t, s: jnp.where(left(t, s) != 0, 1.0 * right(t, s), low),
         "multiply": lambda t, s: (left(t, s) != 0) * jnp.where(right(t, s) != 0, 2.0, 1.0),
         "exp": lambda t, s: jnp.exp(jnp.where(left(t, s) != 0, 0.5, low)),
-        "maximum": lambda t, s: jnp.maximum(jnp.where(left(t, s) != 0, 1.0, low), jnp.where(right(t, s) != 0, 3.0, low)),
+        "maximum": lambda t, s: jnp.maximum(
+            jnp.where(left(t, s) != 0, 1.0, low), jnp.where(right(t, s) != 0, 3.0, low)
+        ),
     }[kind]
 
 

@@ -113,7 +113,9 @@ def test_the_second_time_comes_from_disk(tmp_path, monkeypatch):
     assert ji.compile(scaled(1.5), buckets={"batch": [2]}).report.loaded == 0
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:60] + bytes([b[60] ^ 1]) + b[61:], lambda b: b"", lambda b: b"x" * 99])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-7], lambda b: b[:60] + bytes([b[60] ^ 1]) + b[61:], lambda b: b"", lambda b: b"x" * 99]
+)
 def test_a_damaged_entry_is_compiled_again(tmp_path, monkeypatch, damage):
     monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
     scale = 2.0 + len(damage(bytes(100)))  # one program a case

@@ -57,7 +57,7 @@ def test_claims_hold(name: str):
     told = [describe(factors_of(e)) for e in graph.equations]
     if expected is not None:
         assert expected in told
-    values = {node: value for node, value in zip(graph.inputs, inputs, strict=True)}
+    values = dict(zip(graph.inputs, inputs, strict=True))
     for equation in graph.equations:
         operands = [jnp.asarray(values.get(n, n.value)) for n in equation.inputs]
         results = run(equation, operands)

@@ -133,9 +133,7 @@ def test_rows_past_the_end_are_dropped(case):
     _, state = run(tokens[:, :12], np.zeros(3, np.int32), np.full(3, 12, np.int32), step.init(3, 16))
     logits, _ = run(tokens[:, 12:18], np.full(3, 12, np.int32), np.full(3, 4, np.int32), state)
     for i in range(3):
-        np.testing.assert_allclose(
-            np.asarray(logits)[i, :4], full[i][12:16], rtol=0, atol=1e-5 * np.abs(full[i]).max()
-        )
+        np.testing.assert_allclose(np.asarray(logits)[i, :4], full[i][12:16], rtol=0, atol=1e-5 * np.abs(full[i]).max())
 
 
 def test_state_is_what_a_hand_written_cache_keeps(case):
@@ -163,7 +161,11 @@ def test_decoding_copies_no_state_and_nothing_quadratic_is_built():
 
 
 def test_a_long_context_derives_without_anything_quadratic():
-    program = ji.trace(importlib.import_module("forwards.alibi").forward, importlib.import_module("forwards.alibi").make()[1], ji.spec("time", "int32"))
+    program = ji.trace(
+        importlib.import_module("forwards.alibi").forward,
+        importlib.import_module("forwards.alibi").make()[1],
+        ji.spec("time", "int32"),
+    )
     step = ji.incremental(program, length=131072)
     assert step.bytes_per_token == 48
 

@@ -113,7 +113,10 @@ def test_nnx_in_training_mode_is_refused(layer: str):
         (lambda: ji.trace(dense), "params come first"),
         (lambda: ji.trace(dense, PARAMS), "no inputs"),
         (lambda: ji.trace(dense, PARAMS, np.ones(3)), "ji.spec"),
-        (lambda: ji.trace(dense, PARAMS, ji.spec("batch 13")), r"dense can't be traced with inputs float32\[batch 13\]"),
+        (
+            lambda: ji.trace(dense, PARAMS, ji.spec("batch 13")),
+            r"dense can't be traced with inputs float32\[batch 13\]",
+        ),
         (lambda: ji.trace(dense, PARAMS, ji.spec("batch 12"), train=True), "train: only modules"),
         (lambda: ji.trace(3, ji.spec("batch 12")), "a function or Flax module is wanted, got int"),
         (lambda: ji.trace(dense, PARAMS, ji.spec("batch 12")).at({"rows": 3}), "named dims"),

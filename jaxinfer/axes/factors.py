@@ -50,7 +50,8 @@ def known_primitives() -> frozenset[str]:
 
 def blocked(equation: Equation) -> Factors:
     """Every dim needed whole."""
-    return Factors(*(tuple((None,) * len(n.shape) for n in side) for side in (equation.inputs, equation.outputs)))
+    inputs, outputs = (tuple((None,) * len(n.shape) for n in side) for side in (equation.inputs, equation.outputs))
+    return Factors(inputs, outputs)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -66,23 +67,26 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def align(equation: Equation, reference: Node, node: Node, offset: int = 0) -> Dims:
+def align(reference: Node, node: Node) -> Dims:
     """Factors of an operand that is elementwise with the result: size 1 against more is a broadcast, so no factor."""
-    del equation
     if not node.shape:
         return ()
     pairs = enumerate(zip(node.shape, reference.shape, strict=True))
-    return tuple(offset + d if mine == theirs else None for d, (mine, theirs) in pairs)
+    return tuple(d if mine == theirs else None for d, (mine, theirs) in pairs)
 
 
+# fmt: off
 ELEMENTWISE = (
-    "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj "
-    "convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma "
-    "igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul ne neg nextafter not or "
-    "population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left "
-    "shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor "
-    "optimization_barrier name"
-).split()
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e",
+    "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "complex", "conj", "convert_element_type", "copy", "copy_p",
+    "cos", "cosh", "digamma", "div", "eq", "eq_to", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor",
+    "ge", "gt", "igamma", "igammac", "imag", "integer_pow", "is_finite", "le", "le_to", "lgamma", "log", "log1p",
+    "logistic", "lt", "lt_to", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "population_count",
+    "pow", "real", "reduce_precision", "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n",
+    "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square",
+    "stop_gradient", "sub", "tan", "tanh", "xor", "optimization_barrier", "name",
+)
+# fmt: on
 
 
 @rule(*ELEMENTWISE)
@@ -94,7 +98,7 @@ def _elementwise(equation: Equation) -> Factors:
             base += len(node.shape)
         return Factors(tuple(inputs), tuple(inputs), movement=True)
     out = equation.outputs[0]
-    inputs = tuple(align(equation, out, node) for node in equation.inputs)
+    inputs = tuple(align(out, node) for node in equation.inputs)
     return Factors(inputs, (tuple(range(len(out.shape))),), movement=True)
 
 

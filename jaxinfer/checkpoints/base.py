@@ -1,6 +1,7 @@
 """What every checkpoint format gives: a config, named tensors, and reads straight into the wanted dtype."""
 
 import abc
+import math
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +72,23 @@ class Checkpoint(abc.ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Uninitialised memory aligned to 64 bytes, which JAX's CPU backend takes over without a copy."""
+    dtype = np.dtype(dtype)
+    nbytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def converted(stored: np.ndarray, dtype: Any) -> np.ndarray:
+    """A cast into fresh aligned memory. NaN and overflow show in the values, where `check` looks."""
+    out = aligned_empty(stored.shape, dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(out, stored, casting="unsafe")
+    return out
 
 
 def drop_pages(mapped: mmap.mmap, offset: int, nbytes: int) -> None:

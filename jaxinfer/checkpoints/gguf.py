@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinfer.checkpoints.base import Checkpoint, TensorInfo
+from jaxinfer.checkpoints.base import Checkpoint, TensorInfo, drop_pages
 from jaxinfer.checkpoints.gguf_config import read_config
 from jaxinfer.checkpoints.gguf_format import Header
 from jaxinfer.checkpoints.gguf_quants import SUPPORTED, dequantize
@@ -66,6 +66,10 @@ class GGUFCheckpoint(Checkpoint):
             return dequantize(self._bytes[info.offset : info.offset + info.nbytes], info.dtype, info.shape, dtype)
         except TypeError as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} can't be read as {np.dtype(dtype)}: {error}") from None
+
+    def release(self, name: str) -> None:
+        if self._map is not None:
+            drop_pages(self._map, self.tensors[name].offset, self.tensors[name].nbytes)
 
     def load_tokenizer(self) -> Tokenizer | None:
         if self.metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab"):

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from jaxinfer.checkpoints.base import aligned_empty, converted
+
 __all__ = ["SUPPORTED", "TYPES", "GGMLType", "dequantize"]
 
 # float32 elements expanded at a time: 512 KB, which stays in a core's L2 cache (an eighth was 2x slower)
@@ -210,11 +212,10 @@ def dequantize(raw: np.ndarray, type_name: str, shape: tuple[int, ...], dtype: A
         raise TypeError(f"{type_name} holds floating values, which {dtype} would truncate")
     if type_name in PLAIN:
         stored = raw.view(PLAIN[type_name]).reshape(shape)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return stored.astype(dtype, copy=False)
+        return stored if stored.dtype == dtype else converted(stored, dtype)
     struct, expand = QUANTIZED[type_name]
     blocks = raw.view(struct)
-    out = np.empty(shape, dtype)
+    out = aligned_empty(shape, dtype)
     rows = out.reshape(len(blocks), -1)
     step = CHUNK // rows.shape[1]
     buffer = None if dtype == np.float32 else np.empty((step, rows.shape[1]), np.float32)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from jaxinfer.checkpoints.base import Checkpoint, TensorInfo
+from jaxinfer.checkpoints.base import Checkpoint, TensorInfo, converted
 from jaxinfer.checkpoints.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile, parse_json
 from jaxinfer.errors import CheckpointError
 
@@ -63,10 +63,7 @@ class HFCheckpoint(Checkpoint):
             return stored
         if stored.dtype.kind not in "biu" and dtype.kind in "biu":
             raise CheckpointError(f"tensor {name!r} is stored as {info.dtype} and can't be read as {dtype}.")
-        with np.errstate(over="ignore", invalid="ignore"):  # NaN and overflow show in the values, where `check` looks
-            converted = stored.astype(dtype)
-        converted.flags.writeable = False
-        return converted
+        return converted(stored, dtype)
 
     def load_tokenizer(self) -> "Tokenizer | None":
         if not exists(self.path / "tokenizer.json"):

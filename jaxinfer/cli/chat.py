@@ -35,7 +35,6 @@ def chat(
 
     Lines from a pipe are taken as the turns of one conversation.
     """
-    lm = common.load(model, "LanguageModel", dtype=dtype, max_len=max_len, check=check)
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -45,6 +44,8 @@ def chat(
         "seed": seed,
         "stop": tuple(stop or ()),
     }
+    common.check_options(options)
+    lm = common.load(model, "LanguageModel", dtype=dtype, max_len=max_len, check=check)
     interactive = sys.stdin.isatty()
     if interactive:
         common.err.print(f"{model}. {_HELP}", style="dim")

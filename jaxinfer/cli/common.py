@@ -100,6 +100,14 @@ def fetch(name_or_path: str) -> Path:
         return hub.resolve(name_or_path, progress)
 
 
+def check_options(options: dict[str, Any], **more: Any) -> None:
+    """Refuses what `generate` would refuse, before a checkpoint is fetched and loaded."""
+    prepare_jax()
+    from jaxinfer.runtime.options import GenerationOptions
+
+    GenerationOptions(**options, **more).checked()
+
+
 def load(name_or_path: str, kind: str, dtype: str | None = None, **options: Any) -> Any:
     """Loads a checkpoint of the wanted kind, "LanguageModel" or "Encoder"."""
     if dtype not in (None, *DTYPES):

@@ -49,6 +49,7 @@ def generate(
         "seed": seed,
         "stop": tuple(stop or ()),
     }
+    common.check_options(options, n=n, logprobs=logprobs)
     lm = common.load(model, "LanguageModel", dtype=dtype, max_len=max_len, check=check)
     if len(inputs) == n == 1 and not json:
         _stream(lm, inputs[0], options)

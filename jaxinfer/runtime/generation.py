@@ -1,12 +1,13 @@
 """The host's side of generation for a fixed group of sequences: prefill in chunks, then decode until all have ended.
 
-    1. every sequence takes a slot; prompts go through prefill chunk by chunk, shorter ones idle in the later chunks
-    2. the last chunk of a prompt draws its first token
-    3. decode calls emit up to `steps` tokens a slot; the state grows to the next bucket when a sequence needs room
-    4. after each call the new tokens are yielded; whoever reads them may end a sequence (a stop string) between calls
+1. every sequence takes a slot; prompts go through prefill chunk by chunk, shorter ones idle in the later chunks
+2. the last chunk of a prompt draws its first token
+3. decode calls emit up to `steps` tokens a slot; the state grows to the next bucket when a sequence needs room
+4. after each call the new tokens are yielded; whoever reads them may end a sequence (a stop string) between calls
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,9 @@ class Generated:
     ended: bool = False
 
 
+_POOL = ThreadPoolExecutor(1, thread_name_prefix="jaxinfer-compile")
+
+
 class Group:
     """Sequences that share a batch from their first token to the last one's end."""
 
@@ -43,6 +47,8 @@ class Group:
         # room costs time at every token, so up to 256 tokens to come are given room at once.
         ahead = max(min(s.limit, 8 * STEPS) for s in sequences)
         self.length = bucket_for(min(longest + ahead, programs.max_len), programs.lengths, "sequence length")
+        # Prepared while the prompt is read: two programs compile, or load, on two cores in the time of one.
+        self._decode = _POOL.submit(self._decode_program) if max(s.limit for s in sequences) > 1 else None
         self.state: Any = programs.empty_state(self.slots, self.length)
         self.sampling = SamplingState.stack([(s.options, s.seed, s.sample) for s in sequences], self.slots)
         self.at = Slots(
@@ -56,12 +62,16 @@ class Group:
     def run(self, steps: int = STEPS) -> Iterator[list[list[int]]]:
         """Yields, after every call that emitted, the new tokens of each sequence."""
         yield from self._prefill()
+        if self._decode is not None:
+            self._decode.result()
         while any(not s.ended for s in self.sequences):
             self._make_room(steps)
-            program = self.programs.decode(self.slots, self.length, self.logprobs)
-            at, emitted, self.state = program(self.at, self.sampling, np.int32(steps), self.state)
+            at, emitted, self.state = self._decode_program()(self.at, self.sampling, np.int32(steps), self.state)
             self.at = Slots(*map(np.array, at))
             yield self._take(emitted)
+
+    def _decode_program(self) -> Callable[..., Any]:
+        return self.programs.decode(self.slots, self.length, self.logprobs)
 
     def end(self, index: int) -> None:
         """Ends a sequence: it takes part in no further call."""
@@ -78,7 +88,7 @@ class Group:
             for i, s in enumerate(self.sequences):
                 tokens[i, : counts[i]] = s.prompt[done[i] : done[i] + counts[i]]
             ends = (counts > 0) & (done + counts == wanted)
-            program = self.programs.prefill(k, self.slots, self.length, self.logprobs)
+            program = self.programs.prefill(k, self.slots, self.length, not done.any(), self.logprobs)
             before = self.at
             at, emitted, self.state = program(tokens, counts, ends, before, self.sampling, self.state)
             at = Slots(*map(np.array, at))

@@ -1,8 +1,8 @@
 """The compiled programs that generation is made of: prefill, decode, score and grow, one for each bucket met.
 
     prefill(k, slots, length)   a chunk of k prompt tokens a slot; draws the first new token where a prompt ends
-    decode(slots, length)       up to STEPS new tokens a slot in one call; how many is an argument, so one program streams
-                                token by token and also runs ahead where no one watches
+    decode(slots, length)       up to STEPS new tokens a slot in one call; how many is an argument, so one program
+                                streams token by token and also runs ahead where no one watches
     logits / score              every row's logits, or the log probability of the given next tokens
     grow(slots, length)         moves the state of shorter sequences into a longer one
 
@@ -10,6 +10,7 @@
 """
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ STOP_IDS = 8  # stop tokens a slot has room for; more are looked for on the host
 TOP_LOGPROBS = 20  # most alternatives that are reported for each token
 SLOTS = (1, 2, 4, 8, 16, 32)
 CHUNKS = (16, 32, 64, 128, 256, 512)
+_SMALL_PREFILL = 64  # rows up to which a short first run counts for more than 60 ms a prompt
 _CHUNK_TOKENS = 4096  # rows of one prefill call over all slots: bounds its activations
 
 
@@ -58,17 +60,23 @@ class Emitted(NamedTuple):
 class Programs:
     """Compiles what is met, once, and keeps it; on disk too."""
 
-    def __init__(self, program: Program, params: Sequence[jax.Array], max_len: int, device: jax.Device, assume: bool):
+    def __init__(self, program: Program, params: Sequence[jax.Array], max_len: int, device: Any, assume: bool):
         self.program, self.params, self.max_len, self.device = program, list(params), max_len, device
         self.assume_causal = assume
         self.report = CompileReport()
         self.lengths = ladder(max_len, min(128, max_len))
         self._compiled: dict[tuple[Any, ...], Any] = {}
+        self._deriving = threading.Lock()
+        self._step_found: Step | None = None
 
-    @cached_property
+    @property
     def step(self) -> Step:
-        """The derived step; made only when something has to be compiled."""
-        return incremental(self.program, length=self.max_len, assume_causal=self.assume_causal)
+        """The derived step; made only when something has to be compiled, and once for all threads that compile."""
+        with self._deriving:
+            if self._step_found is None:
+                options = {"length": self.max_len, "assume_causal": self.assume_causal}
+                self._step_found = incremental(self.program, **options)
+            return self._step_found
 
     @cached_property
     def _templates(self) -> list[tuple[tuple[int | None, ...], np.dtype]]:
@@ -105,21 +113,27 @@ class Programs:
         most = max(CHUNKS[0], min(CHUNKS[-1], _CHUNK_TOKENS // slots))
         return bucket_for(min(tokens, most), CHUNKS)
 
-    def prefill(self, k: int, slots: int, length: int, logprobs: bool) -> Callable[..., Any]:
-        """(tokens [slots, k], counts [slots], ends [slots], Slots, SamplingState, state) -> (Slots, Emitted, state)"""
+    def prefill(self, k: int, slots: int, length: int, first: bool, logprobs: bool) -> Callable[..., Any]:
+        """(tokens [slots, k], counts [slots], ends [slots], Slots, SamplingState, state) -> (Slots, Emitted, state)
+
+        `first`: every slot stands at position 0, so that attention reaches over the chunk alone.
+        """
         sampling = _abstract_sampling(slots)
         arguments = (_ints(slots, k), _ints(slots), _bools(slots), _abstract_slots(slots), sampling)
 
         def run(params: Any, arguments: Any, state: Any) -> tuple[Any, ...]:
             tokens, counts, ends, at, sampling = arguments
-            logits, state = self._step(params, tokens, at.position, counts, state, last=True)
+            reach = k if first else None
+            logits, state = self._step(params, tokens, at.position, counts, state, last=True, reach=reach)
             position = at.position + counts
             emitted = _no_tokens(slots, 1, logprobs)
             # `at` stands before the prompt's next token; drawing moves on to the first new one where the prompt ends.
-            at, emitted = _draw(at._replace(position=position - 1, live=ends & at.live), logits[:, 0], sampling, 0, emitted)
+            at, emitted = _draw(
+                at._replace(position=position - 1, live=ends & at.live), logits[:, 0], sampling, 0, emitted
+            )
             return at._replace(position=position), emitted, state
 
-        name = {"what": "prefill", "k": k, "slots": slots, "length": length, "logprobs": logprobs}
+        name = {"what": "prefill", "k": k, "slots": slots, "length": length, "first": first, "logprobs": logprobs}
         return self._ready(name, run, arguments)
 
     def decode(self, slots: int, length: int, logprobs: bool) -> Callable[..., Any]:
@@ -156,7 +170,7 @@ class Programs:
         return self._ready({"what": "logits", "k": k, "slots": slots, "length": length}, run, arguments)
 
     def score(self, k: int, slots: int, length: int) -> Callable[..., Any]:
-        """(tokens, next tokens [slots, k], counts, positions [slots], state) -> (log probabilities [slots, k], state)"""
+        """(tokens, next tokens [slots, k], counts, positions [slots], state) -> (log probs [slots, k], state)"""
 
         def run(params: Any, arguments: Any, state: Any) -> tuple[Any, ...]:
             tokens, following, counts, positions = arguments
@@ -174,15 +188,30 @@ class Programs:
 
         def run(params: Any, arguments: Any, state: Any) -> tuple[Any, ...]:
             del params, arguments
-            return ([jnp.pad(s, [(0, b - a) for a, b in zip(s.shape, n.shape, strict=True)]) for s, n in zip(state, new, strict=True)],)
+            return (
+                [
+                    jnp.pad(s, [(0, b - a) for a, b in zip(s.shape, n.shape, strict=True)])
+                    for s, n in zip(state, new, strict=True)
+                ],
+            )
 
         return self._ready({"what": "grow", "slots": slots, "before": before, "length": length}, run, (), donate=False)
 
-    def _step(self, params: Any, tokens: Array, positions: Array, counts: Array, state: Any, *, last: bool) -> Any:
+    def _step(
+        self,
+        params: Any,
+        tokens: Array,
+        positions: Array,
+        counts: Array,
+        state: Any,
+        *,
+        last: bool,
+        reach: int | None = None,
+    ) -> Any:
         """Logits [slots, rows, vocab] and the state after a chunk, whether the forward has a batch dim or not."""
         (leaf,) = self.program.inputs
         rows = jnp.expand_dims(tokens, 1 + leaf.dims.index("batch")) if "batch" in leaf.dims else tokens
-        (logits,), state = self.step(params, [rows], positions, tuple(state), counts, last=last)
+        (logits,), state = self.step(params, [rows], positions, tuple(state), counts, last=last, reach=reach)
         return logits.reshape(*tokens.shape[:1], -1, logits.shape[-1]), list(state)
 
     def _ready(self, name: Mapping[str, Any], run: Callable[..., Any], arguments: Any, donate: bool = True) -> Any:
@@ -215,6 +244,7 @@ class Programs:
             bucket={**name, "max_len": self.max_len, "assume_causal": self.assume_causal},
             device=self.device,
             donate=range(given, given + len(state)) if donate else (),
+            runs_seldom=name["what"] == "prefill" and name["k"] * slots <= _SMALL_PREFILL,
             report=self.report,
         )
 

@@ -1,6 +1,6 @@
 """Derives the incremental step of a causal Program: its KV cache, its prefill and its decoding, from the forward alone.
 
-    flatten -> prove (time dims, causality) -> choose_state (what is remembered) -> Step (evaluates demanded views)
+flatten -> prove (time dims, causality) -> choose_state (what is remembered) -> Step (evaluates demanded views)
 """
 
 from typing import Any
@@ -18,7 +18,9 @@ from jaxinfer.program import Program
 __all__ = ["State", "StateSpec", "Step", "incremental"]
 
 
-def incremental(program: Program, axis: str = "time", *, length: int | None = None, assume_causal: bool = False) -> Step:
+def incremental(
+    program: Program, axis: str = "time", *, length: int | None = None, assume_causal: bool = False
+) -> Step:
     """The incremental step of a causal program.
 
     Args:

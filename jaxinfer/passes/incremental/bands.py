@@ -1,6 +1,6 @@
 """Fill analysis: where a value is known to be constant because of a mask.
 
-A fact `Beyond(a, b, gap, fill)` of a value says: wherever index b exceeds index a by more than `gap`, the value is `fill`.
+A fact `Beyond(a, b, gap, fill)` of a value says: wherever index b exceeds index a by more than `gap`, it is `fill`.
 A causal mask over [.., t, s] is Beyond(t, s, 0, False); a window of w adds Beyond(s, t, w - 1, False). Facts start at
 comparisons of index expressions and at constant arrays, and flow forward through elementwise operations and movement.
 """
@@ -92,7 +92,9 @@ class Bands:
         if facts:
             self.facts[out] = _tightest(facts)
 
-    def _aligned(self, node: Node, dims: Sequence[int | None], out: Sequence[int | None]) -> dict[tuple[int, int], Beyond]:
+    def _aligned(
+        self, node: Node, dims: Sequence[int | None], out: Sequence[int | None]
+    ) -> dict[tuple[int, int], Beyond]:
         """Facts of an operand, told in dims of the result."""
         to: dict[int | None, int] = {f: d for d, f in enumerate(out) if f is not None}
         found = {}
@@ -155,8 +157,7 @@ def _linear_form(equation: Equation, factors: Factors, forms: Sequence[Linear | 
     if name == "iota":
         dimension = equation.params["dimension"]
         return Linear(tuple(float(d == dimension) for d in range(len(out.shape))), 0.0)
-    moving = ("broadcast_in_dim", "transpose", "squeeze", "expand_dims", "reshape", "slice", "copy", "stop_gradient")
-    if any(f is None for f in forms) or name not in ("add", "sub", "mul", "neg", "convert_element_type", *moving):
+    if any(f is None for f in forms) or name not in ("add", "sub", "mul", "neg", "convert_element_type", *_MOVES):
         return None
     told = [_told(f, dims, factors.outputs[0]) for f, dims in zip(forms, factors.inputs, strict=True) if f is not None]
     if any(t is None for t in told):
@@ -240,7 +241,9 @@ def _apply(equation: Equation, fills: Sequence[float | None]) -> tuple[float, bo
     return None if math.isnan(result) else (result, False)
 
 
-def _absorb(name: str, fills: Sequence[float | None], known: list[float], equation: Equation) -> tuple[float, bool] | None:
+def _absorb(
+    name: str, fills: Sequence[float | None], known: list[float], equation: Equation
+) -> tuple[float, bool] | None:
     """Results that one known operand settles alone."""
     boolean = equation.outputs[0].dtype.kind == "b"
     if name == "mul" and 0 in known:
@@ -260,10 +263,8 @@ def _absorb(name: str, fills: Sequence[float | None], known: list[float], equati
     return None
 
 
-_SAME = frozenset(
-    "broadcast_in_dim transpose squeeze expand_dims reshape slice copy stop_gradient convert_element_type "
-    "reduce_precision".split()
-)
+_MOVES = ("broadcast_in_dim", "transpose", "squeeze", "expand_dims", "reshape", "slice", "copy", "stop_gradient")
+_SAME = frozenset((*_MOVES, "convert_element_type", "reduce_precision"))
 _NUMERIC: dict[str, Callable[..., float]] = {
     "exp": np.exp,
     "exp2": np.exp2,

@@ -76,8 +76,8 @@ def _time_factors(equation: Equation, factors: Factors, timing: Timing) -> froze
             factor = dims[d]
             if factor is None:
                 raise NotCausalError(
-                    f"{equation} needs the time axis (dim {d} of {list(node.shape)}) as a whole, and no rule says how it "
-                    "treats later rows. Rewrite it with operations that work row by row, or mask explicitly"
+                    f"{equation} needs the time axis (dim {d} of {list(node.shape)}) as a whole, and no rule says how "
+                    "it treats later rows. Rewrite it with operations that work row by row, or mask explicitly"
                 )
             times.add(factor)
     return frozenset(times)
@@ -123,6 +123,6 @@ def _kept_behind(
         return frozenset()
     raise NotCausalError(
         f"{equation} combines all rows of the time axis, and no mask was found that hides later ones (a mask must be "
-        f"exactly 0 in a sum, or -inf or at most {VERY_NEGATIVE:g} before a softmax). If the model is causal all the same, "
-        "pass assume_causal=True"
+        f"exactly 0 in a sum, or -inf or at most {VERY_NEGATIVE:g} before a softmax). If the model is causal all the "
+        "same, pass assume_causal=True"
     )

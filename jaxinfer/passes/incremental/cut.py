@@ -47,8 +47,8 @@ def choose_state(graph: Graph, timing: Timing) -> frozenset[Demand]:
         bytes_, movable = storable(demand, timing), _movable(demand, timing)
         if not bytes_ and not movable:
             raise NotCausalError(
-                f"{asked_by or 'an output'} reads all pairs of rows of a value of shape {list(node.shape)}: there is no "
-                "state of bounded size per row for it"
+                f"{asked_by or 'an output'} reads all pairs of rows of a value of shape {list(node.shape)}: there is "
+                "no state of bounded size per row for it"
             )
         connect((demand, "in"), (demand, "out"), row_bytes(node, timing) * _BYTES if bytes_ else _NEVER)
         if movable and node.equation is not None:
@@ -73,7 +73,7 @@ def _minimum_cut(edges: dict[object, dict[object, int]]) -> set[object]:
     """Nodes on the source's side of a minimum cut nearest to the source (Edmonds-Karp); edges become residual."""
     while True:
         parent: dict[object, object] = {"source": "source"}
-        queue = deque(["source" if "source" in edges else None])
+        queue: deque[object] = deque(["source"])
         while queue and "sink" not in parent:
             here = queue.popleft()
             for there, room in edges.get(here, {}).items():
@@ -82,7 +82,8 @@ def _minimum_cut(edges: dict[object, dict[object, int]]) -> set[object]:
                     queue.append(there)
         if "sink" not in parent:
             return set(parent)
-        path, there = [], "sink"
+        path: list[tuple[object, object]] = []
+        there: object = "sink"
         while there != "source":
             path.append((parent[there], there))
             there = parent[there]

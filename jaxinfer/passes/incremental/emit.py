@@ -1,6 +1,7 @@
 """Evaluates the demanded views of a graph inside a JAX trace: the step for one sequence.
 
-Every primitive is bound again on operands whose viewed dims have other sizes; only parameters that spell a shape change.
+Every primitive is bound again on operands whose viewed dims have other sizes; of its parameters only those change that
+spell a shape.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,15 @@ class Window:
         return rows
 
 
-def bind(equation: Equation, operands: Sequence[Array], asked: Sequence[Views], sizes: tuple[int, ...], views: Views, at: Window, factors: Factors) -> Any:
+def bind(
+    equation: Equation,
+    operands: Sequence[Array],
+    asked: Sequence[Views],
+    sizes: tuple[int, ...],
+    views: Views,
+    at: Window,
+    factors: Factors,
+) -> Any:
     """Applies an equation's primitive to viewed operands; returns what the primitive returns.
 
     Args:

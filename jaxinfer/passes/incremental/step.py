@@ -62,9 +62,10 @@ class StateSpec:
         where = (slice(None),) * self.time + (index,)
         return stored.at[where].set(rows, mode="drop")
 
-    def read(self, stored: Array) -> Array:
-        """All rows, in the value's own order of dims."""
-        return jnp.transpose(stored, np.argsort(self.order))
+    def read(self, stored: Array, length: int) -> Array:
+        """The first `length` rows, in the value's own order of dims."""
+        rows = jax.lax.slice_in_dim(stored, 0, length, axis=self.time)
+        return jnp.transpose(rows, np.argsort(self.order).tolist())
 
     def __str__(self) -> str:
         dims = " ".join("time" if i == self.time else str(self.node.shape[d]) for i, d in enumerate(self.order))
@@ -119,12 +120,6 @@ class Step:
             raise RequestError(f"a state holds 1 to {self.capacity} rows (the length it was derived at), got {length}")
         return tuple(jax.ShapeDtypeStruct((slots, *s.shape(length)), s.node.dtype) for s in self.state_specs)
 
-    def length_of(self, state: State) -> int:
-        """Rows that a state has room for."""
-        if not self.state_specs:
-            return self.capacity
-        return state[0].shape[1 + self.state_specs[0].time]
-
     def __call__(
         self,
         params: Sequence[Any],
@@ -134,6 +129,7 @@ class Step:
         counts: Array | None = None,
         *,
         last: bool = False,
+        reach: int | None = None,
     ) -> tuple[tuple[Array, ...], State]:
         """Runs k new rows in every slot.
 
@@ -143,6 +139,8 @@ class Step:
             positions: int32 [slots], the index of each slot's first new row; 0 starts a sequence.
             counts: int32 [slots], how many of the k rows are real; the others leave no trace. All by default.
             last: return only each slot's last real row (k = 1 in the outputs) instead of all k.
+            reach: read only the first so many rows of the state, where every position + count is known to be at most
+                that; all that it has room for by default.
 
         Returns:
             The outputs with a leading slots dim, and the state after the rows.
@@ -151,11 +149,12 @@ class Step:
         counts = jnp.full(positions.shape, k, jnp.int32) if counts is None else counts
 
         def one(rows: Sequence[Array], pos: Array, n: Array, state: State) -> tuple[tuple[Array, ...], State]:
-            return self.run_one(params, rows, Window(k, self.length_of_one(state), pos, n), state, last=last)
+            room = self._room(state)
+            return self.run_one(params, rows, Window(k, min(reach or room, room), pos, n), state, last=last)
 
         return jax.vmap(one)(tuple(rows), positions, counts, state)
 
-    def length_of_one(self, state: State) -> int:
+    def _room(self, state: State) -> int:
         """Rows that one slot's state has room for."""
         return state[0].shape[self.state_specs[0].time] if self.state_specs else self.capacity
 
@@ -221,7 +220,7 @@ class _Run:
         i = self.slot_of[demand]
         spec = self.step.state_specs[i]
         self.state[i] = spec.append(self.state[i], self.values[demand[0], appended(demand)], self.at)
-        return spec.read(self.state[i])
+        return spec.read(self.state[i], self.at.length)
 
     def _input(self, node: Node, views: tuple[View, ...]) -> Array:
         value = self.given[node]
@@ -238,9 +237,7 @@ class _Run:
             self.values[node, views] = self.at.slice(results[equation.outputs.index(node)], views)
             return
         sizes = self.at.sizes(node, views)
-        result = emit.bind(
-            equation, operands, [v for _, v in asked], sizes, views, self.at, timing.factors[equation]
-        )
+        result = emit.bind(equation, operands, [v for _, v in asked], sizes, views, self.at, timing.factors[equation])
         for out, value in zip(equation.outputs, _bound(equation, result), strict=True):
             # All results of one equation have the same factors here, so they come out in the same view.
             if out is node or views in self.demands.views.get(out, ()):
@@ -290,5 +287,5 @@ def _reader_batch(graph: Graph, timing: Timing, node: Node) -> list[int]:
             for out, kept in zip(equation.outputs, factors.outputs, strict=True):
                 if factors.movement and out not in seen:
                     seen.add(out)
-                    frontier.append((out, tuple(mine.get(f, -1) for f in kept)))
+                    frontier.append((out, tuple(-1 if f is None else mine.get(f, -1) for f in kept)))
     return []
