@@ -109,8 +109,8 @@ class _Compiles:
         jax.monitoring.register_event_duration_secs_listener(self._duration)
         jax.monitoring.register_event_listener(self._event)
 
-    def _duration(self, event: str, seconds: float, **keywords: Any) -> None:
-        del seconds, keywords
+    def _duration(self, event: str, duration_secs: float, **keywords: Any) -> None:
+        del duration_secs, keywords
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
     def _event(self, event: str, **keywords: Any) -> None:
