@@ -6,6 +6,8 @@ Names are imported when they are first used, so that `import jaxinfer` costs not
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxinfer import errors
+
 __version__ = "0.1.0"
 
 # Public name -> the module that has it. Each is used in README or a notebook.
@@ -24,18 +26,7 @@ _HOME = {
     "spec": "jaxinfer.specs",
     "trace": "jaxinfer.tracing",
 }
-_ERRORS = (
-    "BatchMixingError",
-    "CheckpointError",
-    "DeadlineExceededError",
-    "JaxInferError",
-    "NotCausalError",
-    "PlanError",
-    "QueueFullError",
-    "ReplicaError",
-    "RequestError",
-    "TraceError",
-)
+_ERRORS = errors.__all__
 __all__ = sorted([*_HOME, *_ERRORS])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:

@@ -72,6 +72,11 @@ def _path(key: str) -> Path:
     return cache_dir() / "executables" / key
 
 
+def has(key: str) -> bool:
+    """Whether there is an entry, good or damaged."""
+    return _path(key).exists()
+
+
 def load(key: str, n_in: int, n_out: int, device: Any) -> Any:
     """The compiled flat function of an entry, or None where there is none that loads; a damaged one is removed."""
     path = _path(key)

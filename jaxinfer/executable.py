@@ -1,8 +1,7 @@
 """`compile`: a Program and its buckets to executables, compiled ahead of time or taken from the cache on disk."""
 
 import itertools
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,63 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer import _jax, cache, specs
+from jaxinfer import _jax, specs
+from jaxinfer.aot import CompileReport, Pending
 from jaxinfer.buckets import bucket_for
 from jaxinfer.errors import BatchMixingError, RequestError, TraceError
 from jaxinfer.program import Program
-
-
-@dataclass
-class CompileReport:
-    """Programs made ready since load."""
-
-    compiled: int = 0  # by XLA
-    loaded: int = 0  # from the cache on disk
-    seconds: float = 0.0
-
-
-def ahead_of_time(
-    function: Callable[..., tuple[Any, ...]],
-    arguments: Sequence[jax.ShapeDtypeStruct],
-    n_out: int,
-    *,
-    program: str,
-    bucket: Mapping[str, Any],
-    device: Any,
-    donate: Sequence[int] = (),
-    runs_seldom: bool = False,
-    report: CompileReport,
-) -> Any:
-    """A flat function of flat arrays, compiled for one device: from the cache on disk, else by XLA and then cached.
-
-    Args:
-        function: (*arrays) -> tuple of `n_out` arrays; traced only when the cache has nothing.
-        program, bucket: what names the computation in the cache (see cache.key_of).
-        donate: arguments whose memory the results may take.
-        runs_seldom: prefer a short first run to fast later ones.
-    """
-    started = time.perf_counter()
-    key = cache.key_of(
-        program, {**bucket, "donate": list(donate), "seldom": runs_seldom, "shapes": str(list(arguments))}, device
-    )
-    compiled = cache.load(key, len(arguments), n_out, device)
-    if compiled is not None:
-        report.loaded += 1
-    else:
-        sharding = jax.sharding.SingleDeviceSharding(device)
-        placed = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arguments]
-        hits = _jax.cache_hits()
-        # keep_unused: a cached entry is called with the same arguments whatever XLA found it could do without.
-        lowered = jax.jit(function, donate_argnums=tuple(donate), keep_unused=True).lower(*placed)
-        compiled = _jax.compile_lowered(lowered, device, runs_seldom=runs_seldom)
-        if _jax.cache_hits() == hits:
-            report.compiled += 1
-            cache.store(key, compiled)
-        else:
-            # From JAX's own cache. XLA:CPU serialises such an executable without its code, so it can't be stored.
-            report.loaded += 1
-    report.seconds += time.perf_counter() - started
-    return compiled
 
 
 @dataclass(eq=False)
@@ -181,10 +128,9 @@ class Executable:
         n_out = len(jax.tree.leaves(self.program.output_axes, is_leaf=lambda x: isinstance(x, tuple)))
 
         def flat(*arrays: Any) -> tuple[Any, ...]:
-            return tuple(_jax.evaluate(traced.jaxpr, *arrays))
+            return tuple(_jax.evaluate(self.program.at(sizes).jaxpr, *arrays))
 
-        traced = self.program.at(sizes)
-        return ahead_of_time(
+        return Pending(
             flat,
             abstract,
             n_out,
@@ -192,7 +138,7 @@ class Executable:
             bucket=sizes,
             device=self.device,
             report=self.report,
-        )
+        ).result()
 
     def _check_padding(self, axis: str, refuse: bool = True) -> None:
         """Compares a padded run with an exact one on random inputs, once an axis: padding must change nothing."""

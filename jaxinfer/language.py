@@ -8,13 +8,13 @@ import numpy as np
 
 from jaxinfer.errors import RequestError, TraceError
 from jaxinfer.program import Program
-from jaxinfer.results import Completion, Delta, FinishReason, Score, TokenLogprob, Usage
+from jaxinfer.results import Completion, Delta, Score, TokenLogprob, Usage
 from jaxinfer.runtime.generation import Generated, Group
 from jaxinfer.runtime.options import GenerationOptions
 from jaxinfer.runtime.programs import SLOTS, STEPS, Programs
 from jaxinfer.runtime.rows import logits_of, scores_of
+from jaxinfer.runtime.transcript import Transcript
 from jaxinfer.specs import spec
-from jaxinfer.text.detokenizer import Detokenizer, StopStrings
 from jaxinfer.text.tokenizer import Tokenizer
 from jaxinfer.tracing import trace
 
@@ -152,7 +152,7 @@ class LanguageModel:
         completions = [run.completion() for run in runs]
         return completions[0] if single and n == 1 else completions
 
-    def _drive(self, runs: "list[_Run]", options: GenerationOptions, steps: int) -> None:
+    def _drive(self, runs: list[Transcript], options: GenerationOptions, steps: int) -> None:
         group = Group(self._programs, [run.sequence for run in runs], options.logprobs > 0)
         for fresh in group.run(steps):
             for i, (run, tokens) in enumerate(zip(runs, fresh, strict=True)):
@@ -167,7 +167,7 @@ class LanguageModel:
         (run,) = self._runs(prompt, checked)
         return self._stream(run, checked)
 
-    def _stream(self, run: "_Run", options: GenerationOptions) -> Iterator[Delta]:
+    def _stream(self, run: Transcript, options: GenerationOptions) -> Iterator[Delta]:
         group = Group(self._programs, [run.sequence], options.logprobs > 0)
         for (tokens,) in group.run(steps=1):
             before = len(run.text)
@@ -208,13 +208,13 @@ class LanguageModel:
             raise RequestError(f"tokens should be integers [batch, time], got {batch.dtype}{list(batch.shape)}")
         return logits_of(self._programs, [self._ids(row.tolist(), room=0) for row in batch])
 
-    def _runs(self, prompt: Prompt, options: GenerationOptions) -> "list[_Run]":
+    def _runs(self, prompt: Prompt, options: GenerationOptions) -> list[Transcript]:
         ids = self._ids(prompt)
         sampling = options.sampling().seeded()
         limit = min(options.max_tokens, self.max_len - len(ids))
         stops = options.stop_ids | (frozenset() if options.ignore_eos else self.eos_ids)
         sequences = [Generated(ids, sampling, sampling.seed or 0, i, limit, stops) for i in range(options.n)]
-        return [_Run(sequence, self.tokenizer, options) for sequence in sequences]
+        return [Transcript(sequence, self.tokenizer, options) for sequence in sequences]
 
     def _ids(self, prompt: Prompt, room: int = 1, least: int = 1) -> list[int]:
         if isinstance(prompt, str):
@@ -237,63 +237,6 @@ class LanguageModel:
         if bad is not None:
             raise RequestError(f"token id {bad} is out of range: the vocabulary has {size or 'only non-negative'} ids")
         return ids
-
-
-class _Run:
-    """One sequence and its text so far."""
-
-    def __init__(self, sequence: Generated, tokenizer: Tokenizer | None, options: GenerationOptions):
-        self.sequence, self.options = sequence, options
-        self.text = ""
-        self.reason: FinishReason = "length"
-        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
-        self._stops = StopStrings(options.stop_strings)
-        if tokenizer is None and options.stop_strings:
-            raise RequestError("stop strings need a tokenizer; give stop token ids")
-
-    def advance(self, tokens: Sequence[int]) -> bool:
-        """Takes new tokens of the sequence in; True once a stop string was met, tokens after it being dropped."""
-        for i, token in enumerate(tokens):
-            if token in self.sequence.stop_ids:
-                self.reason = "stop"
-            elif self._detokenizer is not None and self._show(self._detokenizer.push(token)):
-                surplus = len(tokens) - i - 1
-                if surplus:
-                    del self.sequence.tokens[-surplus:], self.sequence.logprobs[-surplus:]
-                return True
-        if self.sequence.ended and self._detokenizer is not None and not self._show(self._detokenizer.flush()):
-            self.text += self._stops.flush()
-        return False
-
-    def _show(self, text: str) -> bool:
-        shown, stopped = self._stops.push(text)
-        self.text += shown
-        if stopped:
-            self.reason = "stop"
-        return stopped
-
-    def logprobs(self, start: int = 0) -> tuple[TokenLogprob, ...] | None:
-        """Of the tokens from `start` on, as asked."""
-        if not self.options.logprobs:
-            return None
-        n, sequence = self.options.logprobs, self.sequence
-        rows = zip(sequence.tokens[start:], sequence.logprobs[start:], strict=True)
-        return tuple(
-            TokenLogprob(token, float(own), tuple(zip(ids[:n].tolist(), values[:n].tolist(), strict=True)))
-            for token, (own, values, ids) in rows
-        )
-
-    def completion(self) -> Completion:
-        """The finished result."""
-        sequence = self.sequence
-        return Completion(
-            text=None if self._detokenizer is None else self.text,
-            tokens=tuple(sequence.tokens),
-            finish_reason=self.reason,
-            usage=Usage(len(sequence.prompt), len(sequence.tokens)),
-            seed=sequence.seed if sequence.options.temperature > 0 else None,
-            logprobs=self.logprobs(),
-        )
 
 
 def _is_ids(prompts: Any) -> bool:

@@ -7,7 +7,6 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,9 +32,6 @@ class Generated:
     ended: bool = False
 
 
-_POOL = ThreadPoolExecutor(1, thread_name_prefix="jaxinfer-compile")
-
-
 class Group:
     """Sequences that share a batch from their first token to the last one's end."""
 
@@ -47,8 +43,8 @@ class Group:
         # room costs time at every token, so up to 256 tokens to come are given room at once.
         ahead = max(min(s.limit, 8 * STEPS) for s in sequences)
         self.length = bucket_for(min(longest + ahead, programs.max_len), programs.lengths, "sequence length")
-        # Prepared while the prompt is read: two programs compile, or load, on two cores in the time of one.
-        self._decode = _POOL.submit(self._decode_program) if max(s.limit for s in sequences) > 1 else None
+        if max(s.limit for s in sequences) > 1:
+            self._decode_program()  # begun now, it is made ready beside the prefill
         self.state: Any = programs.empty_state(self.slots, self.length)
         self.sampling = SamplingState.stack([(s.options, s.seed, s.sample) for s in sequences], self.slots)
         self.at = Slots(
@@ -62,8 +58,6 @@ class Group:
     def run(self, steps: int = STEPS) -> Iterator[list[list[int]]]:
         """Yields, after every call that emitted, the new tokens of each sequence."""
         yield from self._prefill()
-        if self._decode is not None:
-            self._decode.result()
         while any(not s.ended for s in self.sequences):
             self._make_room(steps)
             at, emitted, self.state = self._decode_program()(self.at, self.sampling, np.int32(steps), self.state)

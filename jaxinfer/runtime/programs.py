@@ -10,7 +10,6 @@
 """
 
 import math
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer import cache
+from jaxinfer.aot import CompileReport, Pending
 from jaxinfer.buckets import bucket_for, ladder
-from jaxinfer.executable import CompileReport, ahead_of_time
 from jaxinfer.passes.incremental import Step, incremental
 from jaxinfer.program import Program
 from jaxinfer.runtime.sampling import SamplingState, sample, top_logprobs
@@ -66,17 +65,11 @@ class Programs:
         self.report = CompileReport()
         self.lengths = ladder(max_len, min(128, max_len))
         self._compiled: dict[tuple[Any, ...], Any] = {}
-        self._deriving = threading.Lock()
-        self._step_found: Step | None = None
 
-    @property
+    @cached_property
     def step(self) -> Step:
-        """The derived step; made only when something has to be compiled, and once for all threads that compile."""
-        with self._deriving:
-            if self._step_found is None:
-                options = {"length": self.max_len, "assume_causal": self.assume_causal}
-                self._step_found = incremental(self.program, **options)
-            return self._step_found
+        """The derived step; made only when something has to be compiled."""
+        return incremental(self.program, length=self.max_len, assume_causal=self.assume_causal)
 
     @cached_property
     def _templates(self) -> list[tuple[tuple[int | None, ...], np.dtype]]:
@@ -215,7 +208,8 @@ class Programs:
         return logits.reshape(*tokens.shape[:1], -1, logits.shape[-1]), list(state)
 
     def _ready(self, name: Mapping[str, Any], run: Callable[..., Any], arguments: Any, donate: bool = True) -> Any:
-        """`run(params, arguments, state)` compiled over flat arrays: a function of (*arguments, state)."""
+        """`run(params, arguments, state)` over flat arrays: a function of (*arguments, state), ready or being made so;
+        calling it waits until it is."""
         key = tuple(name.values())
         if key not in self._compiled:
             self._compiled[key] = self._compile(name, run, arguments, donate)
@@ -236,7 +230,7 @@ class Programs:
             assert jax.tree.structure(outputs) == out_tree, (jax.tree.structure(outputs), out_tree)
             return tuple(jax.tree.leaves(outputs))
 
-        compiled = ahead_of_time(
+        pending = Pending(
             flat,
             [*weights, *flat_arguments, *state],
             out_tree.num_leaves,
@@ -252,7 +246,7 @@ class Programs:
             *arguments, state = arguments_and_state
             parameters = self.params if held else []
             placed = jax.device_put(jax.tree.leaves(tuple(arguments)), self.device)
-            return jax.tree.unflatten(out_tree, compiled(*parameters, *placed, *state))
+            return jax.tree.unflatten(out_tree, pending.result()(*parameters, *placed, *state))
 
         return call
 

@@ -9,7 +9,8 @@ from jaxinfer.buckets import bucket_for
 from jaxinfer.results import Score
 from jaxinfer.runtime.programs import SLOTS, Programs
 
-_SLOTS = 8  # sequences at a time: a chunk's logits over the whole vocabulary are large
+_SLOTS = 8  # sequences at a time
+_ROWS = 1024  # rows of one call over all slots: each has logits over the whole vocabulary
 
 
 def logits_of(programs: Programs, sequences: Sequence[list[int]]) -> np.ndarray:
@@ -51,7 +52,7 @@ def _rows(programs: Programs, sequences: Sequence[list[int]], chunk: Callable[..
         wanted[i] = len(ids)
     state, parts, done = programs.empty_state(slots, length), [], 0
     while done < longest:
-        k = programs.chunk_for(longest - done, slots)
+        k = programs.chunk_for(min(longest - done, _ROWS // slots), slots)
         now, following = (_columns(table, done + shift, k) for shift in (0, 1))
         counts = np.clip(wanted - done, 0, k).astype(np.int32)
         rows, state = chunk(now, following, counts, np.full(slots, done, np.int32), length, state)
