@@ -8,6 +8,7 @@ from checkpoint_helpers import fixtures
 
 import jaxinfer as ji
 from jaxinfer.runtime import generation, programs
+from jaxinfer.runtime.sampling import SamplingOptions, SamplingState, sample
 
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], list(range(2, 40))]
 
@@ -70,6 +71,15 @@ def test_samples_of_a_prompt_differ_and_repeat(lm):
     assert [c.tokens for c in two] == [c.tokens for c in four[:2]]
     drawn = lm.generate(PROMPTS[0], **options)
     assert lm.generate(PROMPTS[0], seed=drawn.seed, **options).tokens == drawn.tokens
+
+
+def test_a_draw_is_the_samplers_at_the_tokens_position(lm, forward):
+    options = SamplingOptions(temperature=1.0, seed=5)
+    tokens = lm.generate(PROMPTS[0], max_tokens=6, temperature=1.0, seed=5, ignore_eos=True).tokens
+    ids, state = list(PROMPTS[0]), SamplingState.stack([(options, 5, 0)])
+    for token in tokens:
+        assert token == int(sample(jnp.asarray(forward(ids)[-1:]), np.array([len(ids)]), state)[0])
+        ids.append(token)
 
 
 def test_a_stream_is_the_same_completion(lm):
