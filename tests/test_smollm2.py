@@ -65,7 +65,7 @@ def test_step_by_step_is_the_forward(lm, reference, logits):
     import jax
 
     step, params = lm._programs.step, jax.tree.leaves(lm.program.params)
-    run = jax.jit(lambda rows, at, n, state: step(params, [rows], at, state, n))
+    run = jax.jit(lambda params, rows, at, n, state: step(params, [rows], at, state, n))
     random = np.random.default_rng(0)
     for k in (1, 16):
         done, state = np.zeros(3, np.int32), step.init(3, 128)
@@ -75,7 +75,7 @@ def test_step_by_step_is_the_forward(lm, reference, logits):
             rows = np.zeros((3, 1, k), np.int32)
             for i in range(3):
                 rows[i, 0, : counts[i]] = reference[i]["ids"][done[i] : done[i] + counts[i]]
-            (out,), state = run(rows, done, counts, state)
+            (out,), state = run(params, rows, done, counts, state)
             for i in range(3):
                 want = logits[i][done[i] : done[i] + counts[i]]
                 # One-row products round otherwise than many-row ones: 2e-4 at logits of 44 (0.5e-5 of the largest).
