@@ -1,1 +1,1 @@
-"""TBD"""
+"""Rewrites of a Program: each derives another form of the same computation."""
