@@ -105,6 +105,14 @@ def test_the_state_grows_past_its_first_bucket(lm, forward, monkeypatch):
     assert completion.tokens == greedy(forward, prompt, n)
 
 
+def test_no_room_is_made_beyond_the_last_token(lm, forward):
+    """A prompt and answer that exactly fill a bucket stay in it."""
+    exact = ji.load(fixtures() / "llama-gqa")
+    exact._programs.lengths = [16, 64]
+    assert exact.generate(PROMPTS[0], max_tokens=13, ignore_eos=True).tokens == greedy(forward, PROMPTS[0], 13)
+    assert exact.compile_report()["compiled"] + exact.compile_report()["loaded"] == 2
+
+
 def test_stop_tokens(lm, forward):
     tokens = greedy(forward, PROMPTS[1], 20)
     stop = tokens[6]

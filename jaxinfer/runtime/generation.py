@@ -94,8 +94,8 @@ class Group:
                 yield self._take(emitted)
 
     def _make_room(self, steps: int) -> None:
-        used = [int(p) for p, s in zip(self.at.position, self.sequences, strict=False) if not s.ended]
-        need = min(max(used) + steps, self.programs.max_len)
+        ahead = self.at.position + np.minimum(self.at.remaining, steps)
+        need = max(int(n) for n, s in zip(ahead, self.sequences, strict=False) if not s.ended)
         if need > self.length:
             length = bucket_for(need, self.programs.lengths, "sequence length")
             (self.state,) = self.programs.grow(self.slots, self.length, length)(self.state)
