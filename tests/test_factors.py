@@ -34,6 +34,7 @@ EXAMPLES = {
     "concatenate": (lambda x, y: lax.concatenate([x, y], 1), arrays((3, 4), (3, 2)), "a_,a_->a_"),
     "split": (lambda x: lax.split(x, (1, 3), axis=1), arrays((3, 4)), "a_->a_,a_"),
     "stack": (lambda x, y: jnp.stack([x, y], 1), arrays((3, 4), (3, 4)), None),
+    "unstack": (lambda x: jnp.unstack(x, axis=1), arrays((3, 2, 4)), None),
     "slice": (lambda x: x[:2, 1:], arrays((3, 4)), None),
     "strided": (lambda x: x[:, ::2], arrays((3, 4)), None),
     "flip": (lambda x: jnp.flip(x, 1), arrays((3, 4)), "a_->a_"),

@@ -230,6 +230,14 @@ def _stack(equation: Equation) -> Factors:
     return Factors((kept,) * len(equation.inputs), (dims,), movement=True)
 
 
+@rule("unstack")
+def _unstack(equation: Equation) -> Factors:
+    axis = equation.params["axis"]
+    dims = tuple(None if d == axis else d for d in range(len(equation.inputs[0].shape)))
+    kept = tuple(d for d in dims if d is not None)
+    return Factors((dims,), (kept,) * len(equation.outputs), movement=True)
+
+
 @rule("split")
 def _split(equation: Equation) -> Factors:
     return _all_but(equation, equation.params["axis"], movement=True)
