@@ -105,7 +105,6 @@ class _Compiles:
 
     def __init__(self) -> None:
         self.count = 0
-        self.hits = 0
         jax.monitoring.register_event_duration_secs_listener(self._duration)
         jax.monitoring.register_event_listener(self._event)
 
@@ -115,9 +114,7 @@ class _Compiles:
 
     def _event(self, event: str, **keywords: Any) -> None:
         del keywords
-        hit = event == "/jax/compilation_cache/cache_hits"
-        self.count -= hit
-        self.hits += hit
+        self.count -= event == "/jax/compilation_cache/cache_hits"
 
 
 _COMPILES = _Compiles()
@@ -126,11 +123,6 @@ _COMPILES = _Compiles()
 def compiles() -> int:
     """XLA compiles in this process so far."""
     return _COMPILES.count
-
-
-def cache_hits() -> int:
-    """Programs that JAX's own persistent cache supplied in this process so far."""
-    return _COMPILES.hits
 
 
 def compile_lowered(lowered: Any, device: Any, *, runs_seldom: bool) -> Any:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,16 @@ class CompileReport:
     seconds: float = 0.0  # that callers waited
 
 
-# Two at a time: a prefill and a decode program compile, or load, on two cores in the time of one.
-_POOL = ThreadPoolExecutor(2, thread_name_prefix="jaxinfer-compile")
+# Loading links machine code for half a second a program: a prefill and a decode program load beside each other.
+_POOL = ThreadPoolExecutor(2, thread_name_prefix="jaxinfer-load")
 
 
 class Pending:
-    """A flat function of flat arrays being made ready for one device: loaded from the cache on disk, else compiled by
-    XLA and then cached. Tracing happens in the caller's thread, whose JAX settings it follows; the rest beside it.
+    """A flat function of flat arrays, to be made ready for one device.
+
+    If the cache on disk has it, it is loaded in the background from now on. Else it is traced and compiled when first
+    asked for, in the asker's thread, whose JAX settings it follows: two compiles at once share the cores, hold 260 MB
+    more, and make whoever waits for the first of them wait for both.
 
     Args:
         function: (*arrays) -> tuple of `n_out` arrays; traced only when the cache has nothing.
@@ -55,36 +58,26 @@ class Pending:
         self._key = cache.key_of(program, {**bucket, **more}, device)
         self._compiled: Any = None
         self._lock = threading.Lock()
-        self._loading = cache.has(self._key)
-        if self._loading:
-            self._future = _POOL.submit(cache.load, self._key, len(arguments), n_out, device)
-        else:
-            self._future = self._compile()
+        found = cache.has(self._key)
+        self._loading = _POOL.submit(cache.load, self._key, len(arguments), n_out, device) if found else None
 
     def result(self) -> Any:
-        """The compiled function; waits for it."""
+        """The compiled function."""
         with self._lock:
             if self._compiled is None:
                 started = time.perf_counter()
-                self._compiled = self._future.result()
-                if self._compiled is None:  # an entry that didn't load
-                    self._loading = False
-                    self._compiled = self._compile().result()
-                self._report.loaded += self._loading
-                self._report.compiled += not self._loading
+                loaded = self._loading.result() if self._loading is not None else None
+                self._compiled = self._compile() if loaded is None else loaded
+                self._report.loaded += loaded is not None
+                self._report.compiled += loaded is None
                 self._report.seconds += time.perf_counter() - started
             return self._compiled
 
-    def _compile(self) -> "Future[Any]":
-        started = time.perf_counter()
+    def _compile(self) -> Any:
         sharding = jax.sharding.SingleDeviceSharding(self._device)
         placed = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in self._arguments]
         # keep_unused: a cached entry is called with the same arguments whatever XLA found it could do without.
         lowered = jax.jit(self._function, donate_argnums=self._donate, keep_unused=True).lower(*placed)
-        self._report.seconds += time.perf_counter() - started
-        return _POOL.submit(self._finish, lowered)
-
-    def _finish(self, lowered: Any) -> Any:
         compiled = _jax.compile_lowered(lowered, self._device, runs_seldom=self._runs_seldom)
         cache.store(self._key, compiled)
         return compiled

@@ -44,7 +44,7 @@ class Group:
         ahead = max(min(s.limit, 8 * STEPS) for s in sequences)
         self.length = bucket_for(min(longest + ahead, programs.max_len), programs.lengths, "sequence length")
         if max(s.limit for s in sequences) > 1:
-            self._decode_program()  # begun now, it is made ready beside the prefill
+            self._decode_program()  # if the cache has it, it loads beside the prefill
         self.state: Any = programs.empty_state(self.slots, self.length)
         self.sampling = SamplingState.stack([(s.options, s.seed, s.sample) for s in sequences], self.slots)
         self.at = Slots(

@@ -208,8 +208,7 @@ class Programs:
         return logits.reshape(*tokens.shape[:1], -1, logits.shape[-1]), list(state)
 
     def _ready(self, name: Mapping[str, Any], run: Callable[..., Any], arguments: Any, donate: bool = True) -> Any:
-        """`run(params, arguments, state)` over flat arrays: a function of (*arguments, state), ready or being made so;
-        calling it waits until it is."""
+        """`run(params, arguments, state)` over flat arrays: a function of (*arguments, state), ready once called."""
         key = tuple(name.values())
         if key not in self._compiled:
             self._compiled[key] = self._compile(name, run, arguments, donate)
