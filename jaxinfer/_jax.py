@@ -1,12 +1,15 @@
 """Every use of JAX that depends on its version or has no public door, in one place; tested on the oldest and newest
 supported JAX."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax._src import config as _config
+from jax._src.interpreters import pxla as _pxla
+from jax._src.lib import xla_client as _xla  # pyright: ignore[reportPrivateImportUsage]
+from jax.core import ShapedArray as _ShapedArray
 from jax.extend import core
 
 from jaxinfer.errors import TraceError
@@ -23,6 +26,10 @@ CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "call": "call_jaxpr",
+    "custom_vmap_call": "call",
+    "composite": "jaxpr",
+    "eval_jaxpr": "jaxpr",
 }
 
 
@@ -33,6 +40,14 @@ def called(equation: Any) -> tuple[core.Jaxpr, list[Any]] | None:
         return None
     inner = equation.params[key]
     return (inner.jaxpr, list(inner.consts)) if isinstance(inner, core.ClosedJaxpr) else (inner, [])
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """(constants, carries) of a scan equation; its other operands are scanned over."""
+    if "ft_in" in params:  # JAX 0.12 on
+        constants, carries, _ = params["ft_in"].unpack()
+        return len(constants), len(carries)
+    return params["num_consts"], params["num_carry"]
 
 
 def dtype_of(value: Any) -> np.dtype:
@@ -49,6 +64,24 @@ def source_line(equation: Any) -> str:
         name = frame.file_name
         if not any(part in name for part in ("/site-packages/", "/lib/python", "<frozen", "/jaxinfer/tracing.py")):
             return f"{name.rsplit('/', 1)[-1]}:{frame.line_num} ({frame.function_name})"
+    return ""
+
+
+# What jax.lax.associative_scan leaves besides the equations of the operator that it was given; the two that move or
+# broadcast dims are vmap's.
+_TREE = frozenset({"add", "broadcast_in_dim", "concatenate", "or", "pad", "rev", "slice", "transpose"})
+
+
+def scope(equation: Any) -> str:
+    """ "associative_scan" where that function's own code made an equation, and not its operator's; otherwise ""."""
+    traceback = equation.source_info.traceback
+    if equation.primitive.name not in _TREE or traceback is None:
+        return ""
+    for code in traceback.raw_frames()[0]:  # from the innermost out; 5 us, against 50 us for a look at every line
+        if "/jax/_src/" not in code.co_filename or code.co_name == "combine":  # combine calls the operator
+            return ""
+        if code.co_name == "associative_scan":
+            return "associative_scan"
     return ""
 
 
@@ -140,3 +173,82 @@ def compile_lowered(lowered: Any, device: Any, *, runs_seldom: bool) -> Any:
             return lowered.compile(compiler_options={"xla_cpu_experimental_ynn_fusion_type": ""})
         except (jax.errors.JaxRuntimeError, ValueError):  # an XLA that doesn't know the option
             return lowered.compile()
+
+
+class Scan(NamedTuple):
+    """What a scan equation does: its operands are `consts` constants, `carry` initial carries, then stacked arrays."""
+
+    consts: int
+    carry: int
+    length: int
+    reverse: bool
+    body: core.ClosedJaxpr  # (consts, carry, elements) -> (carry, results)
+
+
+def scan_parts(params: dict[str, Any]) -> Scan:
+    """Reads a scan equation's parameters, which changed their names between JAX 0.10 and 0.12."""
+    return Scan(*scan_counts(params), params["length"], params["reverse"], params["jaxpr"])
+
+
+def machine_code(compiled: Any) -> bytes:
+    """XLA's own serialisation of a compiled function.
+
+    `jax.experimental.serialize_executable` pickles this and what JAX knows beside it; here what JAX knows is made anew
+    by `load_machine_code`, so that nothing is ever unpickled.
+
+    Raises:
+        ValueError: the backend or this program can't be serialised.
+    """
+    unloaded = getattr(compiled._executable, "_unloaded_executable", None)
+    if unloaded is None or compiled._params.const_args or unloaded.mut is not None or unloaded.host_callbacks:
+        raise ValueError("this program can't be serialised: it calls back into Python or closes over references")
+    try:
+        return unloaded.backend.serialize_executable(unloaded.xla_executable)
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        raise ValueError(f"this program can't be serialised: {error}") from error
+
+
+def load_machine_code(
+    code: bytes, inputs: Sequence[jax.ShapeDtypeStruct], outputs: Sequence[jax.ShapeDtypeStruct], device: Any
+) -> Any:
+    """The compiled flat function of flat arrays, on any device of the kind that `machine_code` came from.
+
+    Raises:
+        ValueError: the code, or this version of JAX, is another than it was made by.
+    """
+    # The code itself is assigned to the device that it was compiled for.
+    options = _xla.CompileOptions()
+    options.device_assignment = _xla.DeviceAssignment.create(np.array([[device.id]]))
+    devices = _xla.DeviceList((device,))
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    avals_in, avals_out = ([_ShapedArray(a.shape, a.dtype) for a in side] for side in (inputs, outputs))
+    try:
+        loaded = device.client.deserialize_executable(code, executable_devices=devices, compile_options=options)
+        unloaded = _pxla.UnloadedMeshExecutable(
+            xla_executable=loaded,
+            device_list=devices,
+            backend=device.client,
+            input_avals=avals_in,
+            input_shardings=[sharding] * len(avals_in),
+            output_avals=avals_out,
+            output_shardings=[sharding] * len(avals_out),
+            committed=True,
+            name="jaxinfer",
+            unordered_effects=[],
+            ordered_effects=[],
+            keepalive=[],
+            host_callbacks=[],
+            kept_var_idx=set(range(len(avals_in))),
+            mut=None,
+            xla_in_layouts=[None] * len(avals_in),
+            dispatch_in_layouts=[None] * len(avals_in),
+            xla_out_layouts=[None] * len(avals_out),
+            all_args_info=None,
+            pgle_profiler=None,
+        )
+        in_tree = jax.tree.structure((tuple(avals_in), {}))
+        info = in_tree.unflatten([jax.stages.ArgInfo(aval, False) for aval in avals_in])
+        out_tree = jax.tree.structure(tuple(avals_out))
+        return jax.stages.Compiled(unloaded.load(), [], info, out_tree, no_kwargs=True)
+    except (jax.errors.JaxRuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"compiled code doesn't load: {error}") from error

@@ -12,8 +12,9 @@ from flax import nnx
 
 from jaxinfer.buckets import bucket_for, ladder
 from jaxinfer.checkpoints.sentence import SentenceConfig, read_sentence_config
+from jaxinfer.compiling import compile
 from jaxinfer.errors import RequestError
-from jaxinfer.executable import Executable, compile
+from jaxinfer.executable import Executable
 from jaxinfer.program import Program
 from jaxinfer.specs import spec
 from jaxinfer.tracing import nnx_function
@@ -190,7 +191,7 @@ class Encoder:
         key = normalize, batches
         if key not in self._executables:
             buckets = {"batch": batches, "length": ladder(self.max_length, min(FIRST_LENGTH, self.max_length))}
-            self._executables[key] = compile(self._program(normalize), buckets=buckets, ahead=False)
+            self._executables[key] = compile(self._program(normalize), buckets=buckets, ahead=False, masked=("length",))
         return self._executables[key]
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:

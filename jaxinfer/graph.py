@@ -1,9 +1,11 @@
 """Graph: a jaxpr flattened for analysis: calls inlined, dead equations removed, every value a node of its own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 
@@ -18,7 +20,7 @@ class Node:
     dtype: np.dtype
     weak: bool = False
     value: Any = None
-    equation: "Equation | None" = None
+    equation: "Equation | None" = field(default=None, repr=False)
 
     @property
     def constant(self) -> bool:
@@ -26,20 +28,36 @@ class Node:
         return self.value is not None
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
+class Composite:
+    """An idiom of several equations taken as one. Stands where a primitive does: `bind` runs `lower`, in any trace."""
+
+    name: str
+    lower: Callable[..., Sequence[Any]]  # (*operands, **params) -> results
+    multiple_results: bool = True
+
+    def bind(self, *operands: Any, **params: Any) -> Sequence[Any]:
+        return self.lower(*operands, **params)
+
+
+@dataclass(eq=False, repr=False)
 class Equation:
     """One primitive applied to nodes. `source` is where the user's outermost call stands."""
 
-    primitive: Primitive
+    primitive: Primitive | Composite
     params: dict[str, Any]
     inputs: tuple[Node, ...]
     outputs: tuple[Node, ...]
     source: str
     number: int = -1
+    scope: str = ""  # the function of JAX whose own code made this, where that matters: "associative_scan"
 
     @property
     def name(self) -> str:
         return self.primitive.name
+
+    def __repr__(self) -> str:  # not the dataclass's: it would spell out all that leads here
+        return str(self)
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{n.dtype}{list(n.shape)}" for n in self.inputs)
@@ -75,8 +93,24 @@ def flatten(closed: ClosedJaxpr) -> Graph:
     return graph
 
 
+def evaluate(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
+    """Runs a graph on its inputs, inside a trace or not; the outputs in order."""
+    values: dict[Node, Any] = dict(zip(graph.inputs, inputs, strict=True))
+
+    def read(node: Node) -> Any:
+        return jnp.asarray(node.value, node.dtype) if node.constant else values[node]
+
+    for equation in graph.equations:
+        results = equation.primitive.bind(*map(read, equation.inputs), **equation.params)
+        results = results if equation.primitive.multiple_results else (results,)
+        values.update(zip(equation.outputs, results, strict=True))
+    return [read(node) for node in graph.outputs]
+
+
 def _node(aval: Any, value: Any = None) -> Node:
-    return Node(tuple(aval.shape), np.dtype(aval.dtype), bool(getattr(aval, "weak_type", False)), value)
+    # Keys of jax.random have a dtype that NumPy doesn't know.
+    dtype = aval.dtype if jnp.issubdtype(aval.dtype, jax.dtypes.extended) else np.dtype(aval.dtype)
+    return Node(tuple(aval.shape), dtype, bool(getattr(aval, "weak_type", False)), value)
 
 
 def _inline(
@@ -99,7 +133,7 @@ def _inline(
             results = _inline(body, held, operands, where, into)
         else:
             results = tuple(_node(v.aval) for v in eqn.outvars)
-            equation = Equation(eqn.primitive, dict(eqn.params), operands, results, where)
+            equation = Equation(eqn.primitive, dict(eqn.params), operands, results, where, scope=_jax.scope(eqn))
             for node in results:
                 node.equation = equation
             into.append(equation)

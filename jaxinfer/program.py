@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -79,7 +79,11 @@ class Program:
     @cached_property
     def abstract_params(self) -> Any:
         """The parameters' shapes and dtypes."""
-        return jax.tree.map(lambda p: jax.ShapeDtypeStruct(np.shape(p), _jax.dtype_of(p)), self.params)
+        return specs.shapes_of(self.params)
+
+    def with_params(self, params: Any) -> "Program":
+        """The same program on other parameters of the same shapes and dtypes; nothing is traced again."""
+        return replace(self, params=params, _traces=self._traces)
 
     @cached_property
     def analysis_sizes(self) -> dict[str, int]:
@@ -95,9 +99,9 @@ class Program:
 
     @cached_property
     def output_axes(self) -> Any:
-        """For each output, a tuple with the name of each dim ("batch", "batch*time" where merged) or its size."""
+        """For each output its specs.Dims: the name of each dim ("batch", "batch*time" where merged) or its size."""
         traced = self.at(self.analysis_sizes)
-        named = [tuple(self.axis_name(d) for d in aval.shape) for aval in traced.jaxpr.out_avals]
+        named = [specs.Dims(self.axis_name(d) for d in aval.shape) for aval in traced.jaxpr.out_avals]
         return jax.tree.unflatten(traced.out_tree, named)
 
     def axis_name(self, size: int) -> str | int:
@@ -110,6 +114,34 @@ class Program:
         if not names:
             return size
         return "*".join(([str(rest)] if rest > 1 else []) + names)
+
+    @cached_property
+    def _verdicts(self) -> dict[str, Any]:
+        return {}
+
+    def verdict(self, axis: str) -> Any:
+        """What is proved of the rows along a named dim: an axes.proof.Verdict, found once.
+
+        Raises:
+            TraceError: no input has such a dim.
+        """
+        from jaxinfer.axes import report
+
+        if axis not in self._verdicts:
+            self._verdicts[axis] = report.verdict_of(self, axis)
+        return self._verdicts[axis]
+
+    @property
+    def independent_axes(self) -> frozenset[str]:
+        """The named dims whose rows provably don't mix: row i of every output depends on row i of the inputs alone, in
+        the same way for every row and any number of rows. Inputs without the dim are shared by the rows."""
+        return frozenset(axis for axis in self.axes if self.verdict(axis).independent)
+
+    def why(self, axis: str) -> str:
+        """In a few lines, the proof that rows along a named dim don't mix, or the equation that mixes them."""
+        from jaxinfer.axes import report
+
+        return report.explain(self, self.verdict(axis))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -141,7 +173,7 @@ class Program:
         """
         _jax.check_single_assignment(self.jaxpr)
         other = dict(zip(self.axes, specs.fresh_primes(2 * len(self.axes), ())[len(self.axes) :], strict=True))
-        outputs = jax.tree.leaves(self.output_axes, is_leaf=lambda x: isinstance(x, tuple))
+        outputs = jax.tree.leaves(self.output_axes)
         for number, (dims, aval) in enumerate(zip(outputs, self.at(other).jaxpr.out_avals, strict=True)):
             expected = tuple(math.prod(other.get(p, 0) or int(p) for p in str(d).split("*")) for d in dims)
             if expected != aval.shape:
@@ -151,12 +183,22 @@ class Program:
                 )
         return self
 
+    def explain(self, passes: Iterable[str] | None = None) -> str:
+        """What each pass does to this program, with the source lines, and what a call is spared.
+
+        Args:
+            passes: as in `ji.compile`: names of the rewrites to run, those that are on by default if not given.
+        """
+        from jaxinfer.passes.prepared import Prepared  # the passes rest on Program
+
+        return Prepared(self, passes).explain()
+
     def show(self, width: int = 110) -> str:
         """The equations, one a line, with axis names in place of sizes."""
         return _jax.pretty(self.jaxpr, self.axis_name, width)
 
     def __str__(self) -> str:
-        outputs = jax.tree.leaves(self.output_axes, is_leaf=lambda x: isinstance(x, tuple))
+        outputs = jax.tree.leaves(self.output_axes)
         inputs = ", ".join(map(str, specs.leaves(self.inputs)))
         head = f"{self.name}: ({inputs}) -> {', '.join(str(list(o)).replace(chr(39), '') for o in outputs)}"
         return f"{head}; {self.parameter_count:,} parameters, {len(self.jaxpr.jaxpr.eqns)} equations\n{self.show()}"

@@ -8,6 +8,7 @@ import jax
 import ml_dtypes  # noqa: F401  registers bfloat16 and the float8 types with numpy
 import numpy as np
 
+from jaxinfer import _jax
 from jaxinfer.errors import TraceError
 
 
@@ -33,6 +34,10 @@ class Spec:
 
     def __str__(self) -> str:
         return f"{self.dtype.name}[{' '.join(map(str, self.dims))}]"
+
+
+class Dims(tuple[str | int, ...]):
+    """For each dim of an output its name ("batch", "batch*time" where merged) or size. A leaf to jax.tree functions."""
 
 
 def spec(dims: str, dtype: Any = "float32") -> Spec:
@@ -83,6 +88,11 @@ def names(specs: Any) -> tuple[str, ...]:
 def structs(specs: Any, sizes: Mapping[str, int]) -> Any:
     """The pytree of abstract inputs under a size for each named dim."""
     return jax.tree.map(lambda s: s.struct(sizes), specs, is_leaf=is_spec)
+
+
+def shapes_of(tree: Any) -> Any:
+    """A pytree's arrays as ShapeDtypeStructs, in the dtypes that JAX takes them in."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), _jax.dtype_of(x)), tree)
 
 
 def fresh_primes(count: int, taken: Iterable[int]) -> list[int]:
