@@ -20,7 +20,9 @@ _HOME = {
     "Program": "jaxinfer.program",
     "Spec": "jaxinfer.specs",
     "Step": "jaxinfer.passes.incremental",
-    "compile": "jaxinfer.executable",
+    "compile": "jaxinfer.compiling",
+    "fit_buckets": "jaxinfer.bucket_fit",
+    "fit_ladder": "jaxinfer.bucket_fit",
     "incremental": "jaxinfer.passes.incremental",
     "load": "jaxinfer.loading",
     "spec": "jaxinfer.specs",
@@ -30,6 +32,8 @@ _ERRORS = errors.__all__
 __all__ = sorted([*_HOME, *_ERRORS])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from jaxinfer.bucket_fit import fit_buckets, fit_ladder
+    from jaxinfer.compiling import compile
     from jaxinfer.encoder import Encoder
     from jaxinfer.errors import (
         BatchMixingError,
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
         RequestError,
         TraceError,
     )
-    from jaxinfer.executable import Executable, compile
+    from jaxinfer.executable import Executable
     from jaxinfer.language import Completion, Delta, LanguageModel
     from jaxinfer.loading import load
     from jaxinfer.passes.incremental import Step, incremental

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
-from jaxinfer import _jax, cache
+from jaxinfer import _jax, cache, native
 
 
 @dataclass
@@ -22,7 +22,26 @@ class CompileReport:
 
 
 # Loading links machine code for half a second a program: a prefill and a decode program load beside each other.
-_POOL = ThreadPoolExecutor(2, thread_name_prefix="jaxinfer-load")
+POOL = ThreadPoolExecutor(2, thread_name_prefix="jaxinfer-load")
+
+
+class Ready(Protocol):
+    """A program that is ready or on its way."""
+
+    origin: str  # "XLA", "the cache on disk", ...; "" until it is ready
+    seconds: float  # that the first asker waited
+
+    def result(self) -> Any:
+        """The compiled function: (*arrays) -> tuple of arrays."""
+        ...
+
+    def to_bytes(self) -> bytes:
+        """What `native.load` takes; ValueError where it can't be serialised."""
+        ...
+
+    def export(self, platforms: Sequence[str] | None) -> bytes:
+        """The function as StableHLO, serialised by jax.export; ValueError or NotImplementedError where it can't be."""
+        ...
 
 
 class Pending:
@@ -57,9 +76,10 @@ class Pending:
         more = {"donate": self._donate, "runs_seldom": runs_seldom, "shapes": str(list(arguments))}
         self._key = cache.key_of(program, {**bucket, **more}, device)
         self._compiled: Any = None
+        self.origin, self.seconds = "", 0.0  # where the program came from, how long the asker waited
         self._lock = threading.Lock()
         found = cache.has(self._key)
-        self._loading = _POOL.submit(cache.load, self._key, len(arguments), n_out, device) if found else None
+        self._loading = POOL.submit(cache.load, self._key, len(arguments), n_out, device) if found else None
 
     def result(self) -> Any:
         """The compiled function."""
@@ -68,10 +88,35 @@ class Pending:
                 started = time.perf_counter()
                 loaded = self._loading.result() if self._loading is not None else None
                 self._compiled = self._compile() if loaded is None else loaded
+                self.origin = "XLA" if loaded is None else "the cache on disk"
+                self.seconds = time.perf_counter() - started
                 self._report.loaded += loaded is not None
                 self._report.compiled += loaded is None
-                self._report.seconds += time.perf_counter() - started
+                self._report.seconds += self.seconds
             return self._compiled
+
+    def to_bytes(self) -> bytes:
+        """What `native.load` takes.
+
+        Raises:
+            ValueError: the backend or this program can't be serialised.
+        """
+        compiled = self.result()
+        if self.origin == "XLA":
+            return native.pack(compiled)
+        return cache.read(self._key) or native.pack(self._compile())
+
+    def export(self, platforms: Sequence[str] | None) -> bytes:
+        """The function as StableHLO, serialised by jax.export for these platforms, or for its device's.
+
+        Raises:
+            ValueError, NotImplementedError: it can't be exported for one of them.
+        """
+        from jax import export
+
+        function = jax.jit(self._function, keep_unused=True)
+        with jax.default_device(self._device):
+            return bytes(export.export(function, platforms=platforms)(*self._arguments).serialize())
 
     def _compile(self) -> Any:
         sharding = jax.sharding.SingleDeviceSharding(self._device)

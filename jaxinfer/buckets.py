@@ -1,7 +1,16 @@
-"""Bucket ladders: the sizes that are compiled, so that every size in between is padded up to one of them."""
+"""Bucket ladders: the sizes that are compiled, so that every size in between is padded up to one of them.
 
+`ladder` needs no knowledge of the traffic; `bucket_fit` chooses the sizes from it.
+"""
+
+import csv
+import json
 from bisect import bisect_left
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from jaxinfer.errors import RequestError
 
@@ -31,3 +40,26 @@ def bucket_for(size: int, sizes: Sequence[int], what: str = "size") -> int:
     if place == len(sizes):
         raise RequestError(f"{what} {size} is over the largest bucket, {sizes[-1]}; compile with a larger one or split")
     return sizes[place]
+
+
+def padded_to(sizes: Sequence[int]) -> list[int]:
+    """Those of the ascending `sizes` that some other size is padded up to."""
+    return [after for before, after in zip([0, *sizes], sizes, strict=False) if after - before > 1]
+
+
+def sizes_in(path: str | Path, column: str) -> np.ndarray:
+    """int64[calls]: one column of a recorded trace, a CSV file with a header or a file of JSON lines.
+
+    Raises:
+        RequestError: no such file or column, or a value that isn't an integer.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows: Any = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
+            return np.array([int(row[column]) for row in rows], np.int64)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"can't read the column {column!r} of {str(path)!r}: {type(error).__name__}: {error}. A trace is a .csv "
+            "file with a header, or JSON objects one a line"
+        ) from error

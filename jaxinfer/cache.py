@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import serialize_executable
 
+from jaxinfer import native
 from jaxinfer.paths import cache_dir
 
 _LIMIT = 4 << 30  # bytes; the entries unused for longest go first
-_MAGIC = b"jaxinfer-executable-1\n"
+_MAGIC = b"jaxinfer-executable-2\n"
 
 
 @cache
@@ -39,7 +39,7 @@ def _code() -> str:
 
 
 @cache
-def _machine() -> str:
+def machine() -> str:
     """Digest of the processor's features: machine code for one CPU may not run on another."""
     info = Path("/proc/cpuinfo")
     features = platform.processor() + platform.machine()
@@ -61,7 +61,7 @@ def key_of(program: str, bucket: Mapping[str, Any], device: Any, plan: str = "si
         "backend": device.client.platform_version,
         "device": device.device_kind,
         "device_id": device.id,
-        "machine": _machine() if device.platform == "cpu" else "",
+        "machine": machine() if device.platform == "cpu" else "",
         "flags": os.environ.get("XLA_FLAGS", ""),
         "options": [str(getattr(jax.config, f"jax_{o}")) for o in ("default_matmul_precision", "enable_x64")],
     }
@@ -80,6 +80,24 @@ def has(key: str) -> bool:
 def load(key: str, n_in: int, n_out: int, device: Any) -> Any:
     """The compiled flat function of an entry, or None where there is none that loads; a damaged one is removed."""
     path = _path(key)
+    payload = read(key)
+    if payload is None:
+        return None
+    try:
+        inputs, outputs = native.signature(payload)
+        if (len(inputs), len(outputs)) != (n_in, n_out):
+            raise ValueError("an entry of another program")
+        loaded = native.load(payload, device)
+    except ValueError:  # written by a build that only looks the same
+        path.unlink(missing_ok=True)
+        return None
+    path.touch()  # most recently used
+    return loaded
+
+
+def read(key: str) -> bytes | None:
+    """What `native.load` takes, or None where there is no entry; a damaged one is removed."""
+    path = _path(key)
     try:
         data = path.read_bytes()
     except OSError:
@@ -88,24 +106,14 @@ def load(key: str, n_in: int, n_out: int, device: Any) -> Any:
     if not data.startswith(_MAGIC) or hashlib.sha256(payload).digest() != digest:
         path.unlink(missing_ok=True)
         return None
-    in_tree = jax.tree.structure((tuple(range(n_in)), {}))
-    out_tree = jax.tree.structure(tuple(range(n_out)))
-    try:
-        loaded = serialize_executable.deserialize_and_load(
-            payload, in_tree, out_tree, backend=device.client, execution_devices=[device]
-        )
-    except (jax.errors.JaxRuntimeError, ValueError, TypeError, EOFError):  # written by a build that only looks the same
-        path.unlink(missing_ok=True)
-        return None
-    path.touch()  # most recently used
-    return loaded
+    return payload
 
 
 def store(key: str, compiled: Any) -> None:
     """Writes an entry; a backend that can't serialise costs the entry, not the run."""
     try:
-        payload = serialize_executable.serialize(compiled)[0]
-    except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
+        payload = native.pack(compiled)
+    except ValueError:
         return
     _write(_path(key), _MAGIC + hashlib.sha256(payload).digest() + payload)
 

@@ -1,18 +1,24 @@
-"""`compile`: a Program and its buckets to executables, compiled ahead of time or taken from the cache on disk."""
+"""Executable: a compiled Program. Called on a batch, it pads to a bucket, runs it and slices back."""
 
 import itertools
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer import _jax, specs
-from jaxinfer.aot import CompileReport, Pending
+from jaxinfer import _jax, bundle, specs
+from jaxinfer.aot import CompileReport, Ready
 from jaxinfer.buckets import bucket_for
-from jaxinfer.errors import BatchMixingError, RequestError, TraceError
+from jaxinfer.bundled import Bundle
+from jaxinfer.compile_log import CompileLog, WhyCompiled
+from jaxinfer.errors import RequestError
+from jaxinfer.padding import Padding, cut
+from jaxinfer.passes.prepared import Prepared
 from jaxinfer.program import Program
 
 
@@ -20,17 +26,25 @@ from jaxinfer.program import Program
 class Executable:
     """A compiled Program: call it on a batch of any size up to the largest bucket. Made by `ji.compile`."""
 
-    program: Program
+    program: Program | Bundle
     buckets: Mapping[str, Sequence[int]]
     device: Any
-    params: list[jax.Array]
+    params: list[jax.Array]  # what every compiled bucket takes first: `prepared.weights`, not the program's own params
+    prepared: Prepared | Bundle  # the rewritten program, and which of its work is done at load
+    padding: Padding  # which dims may be padded
     report: CompileReport = field(default_factory=CompileReport)
-    _compiled: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False)
-    _paddable: dict[str, bool] = field(default_factory=dict, repr=False)
+    _programs: dict[tuple[int, ...], Ready] = field(default_factory=dict, repr=False)
+    _log: CompileLog = field(default_factory=CompileLog, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
+    _origin: str = "compile"
     _compiles_before: int = field(default_factory=_jax.compiles)
 
     def __call__(self, *inputs: Any) -> Any:
         """Runs a batch: pads each named dim up to its bucket and slices the results back.
+
+        A dim is padded only where that provably changes nothing (`program.why(axis)` tells), or where `ji.compile` was
+        told that the model masks it. Rows are never run one by one instead: a forward that mixes them would give other
+        results then. Sizes that are buckets always run.
 
         Args:
             inputs: one pytree of arrays an input, as the specs say.
@@ -41,19 +55,17 @@ class Executable:
 
         Raises:
             RequestError: inputs that don't fit the specs, or a size over the largest bucket.
-            BatchMixingError: padding is needed along a dim whose rows influence each other.
+            BatchMixingError: padding is needed along a dim whose rows influence each other; names the equation.
         """
         sizes, arrays = self._check(inputs)
         bucket = {name: bucket_for(sizes[name], self.buckets[name], f"{name} of") for name in sizes}
         padded = [name for name in sizes if bucket[name] != sizes[name]]
         for name in padded:
-            self._check_padding(name)
-        results = self._at(bucket)(*self.params, *self._padded(arrays, bucket))
-        traced = self.program.output_axes
-        names = jax.tree.leaves(traced, is_leaf=lambda x: isinstance(x, tuple))
+            self.padding.require(name, bucket[name], sizes[name], partial(self._tried, sizes))
+        results = self._run(arrays, bucket, sizes)
+        names, tree = jax.tree.flatten(self.program.output_axes)
         if padded:
-            results = [_cut(r, dims, sizes) for r, dims in zip(results, names, strict=True)]
-        tree = jax.tree.structure(traced, is_leaf=lambda x: isinstance(x, tuple))
+            results = [jax.device_put(cut(r, dims, sizes)) for r, dims in zip(results, names, strict=True)]
         return jax.tree.unflatten(tree, results)
 
     @property
@@ -63,7 +75,12 @@ class Executable:
 
     def hlo_text(self, bucket: Mapping[str, int]) -> str:
         """Optimised HLO of a bucket."""
-        return self._at(dict(bucket)).as_text()
+        return self._at(dict(bucket), "hlo_text").as_text()
+
+    def why_compiled(self) -> WhyCompiled:
+        """For every program made ready: the call that first needed it, when, how long it took and where it came from.
+        Prints as a table."""
+        return self._log()
 
     def with_params(self, params: Any) -> "Executable":
         """The same executables on other weights of the same shapes; nothing is compiled again.
@@ -71,19 +88,72 @@ class Executable:
         Raises:
             RequestError: another tree structure, shape or dtype.
         """
-        fresh = replace(self.program, params=params, _traces=self.program._traces)
-        given, wanted = fresh.abstract_params, self.program.abstract_params
+        given, wanted = specs.shapes_of(params), self.program.abstract_params
         if jax.tree.structure(given) != jax.tree.structure(wanted) or jax.tree.leaves(given) != jax.tree.leaves(wanted):
             raise RequestError(f"with_params needs the shapes and dtypes that {self.program.name} was compiled for")
-        return replace(self, program=fresh, params=_placed(params, self.device))
+        check_values(params)
+        weights = self.prepared.weights(params, self.device, self.report)
+        program: Any = self.program.with_params(params)
+        return replace(self, program=self.prepared.without_values(program), params=weights)
+
+    def explain(self) -> str:
+        """What each pass did to the program, and what a call is spared."""
+        return self.prepared.explain()
 
     def warm_up(self) -> None:
         """Makes every bucket ready, and finds out which dims may be padded."""
-        for sizes in itertools.product(*(self.buckets[name] for name in self.program.axes)):
-            self._at(dict(zip(self.program.axes, sizes, strict=True)))
+        for sizes, _ in self.programs():
+            self._at(sizes, f"ahead, at {self._origin}")
         for name in self.program.axes:
-            if max(self.buckets[name]) > 1:
-                self._check_padding(name, refuse=False)
+            for bucket in self.padding.padded_to(name):
+                self.padding.refusal(name, bucket, partial(self._tried, f"ahead, at {self._origin}"))
+
+    def programs(self) -> list[tuple[dict[str, int], Ready]]:
+        """The program of every bucket, ready or on its way: what is on disk loads in the background from now on."""
+        found = []
+        for sizes in itertools.product(*(self.buckets[name] for name in self.program.axes)):
+            bucket = dict(zip(self.program.axes, sizes, strict=True))
+            with self._lock:
+                if sizes not in self._programs:
+                    self._programs[sizes] = self.prepared.ready(bucket, self.device, self.report)
+            found.append((bucket, self._programs[sizes]))
+        return found
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes a bundle: a folder with the weights, every bucket's machine code and StableHLO, and how to call them.
+
+        `load` starts from it without the code that was traced. It appears at `path` whole or not at all.
+
+        Args:
+            overwrite: take the place of a bundle that is there already.
+
+        Raises:
+            CheckpointError: something is at `path` already, the disk fails, parameters, inputs or outputs in containers
+                other than dict, list, tuple and None, or a forward that calls back into Python.
+        """
+        bundle.save(self, Path(path), overwrite)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: Any = None, ahead: bool = True, machine_code: bool = True
+    ) -> "Executable":
+        """The executable of a bundle. With the JAX, the kind of device and the processor that saved it, nothing is
+        traced or compiled; otherwise its programs are compiled from their StableHLO, and a warning is logged.
+
+        Args:
+            device: where to run; JAX's default device if not given.
+            ahead: make every bucket ready now. False does so when it is first met.
+            machine_code: run the bundle's machine code, which does whatever its writer wants. False never does.
+
+        Raises:
+            CheckpointError: no bundle, a damaged one, or one of an unknown version.
+        """
+        device = device or jax.local_devices()[0]
+        program, weights, padding = bundle.load(Path(path), device, machine_code)
+        loaded = cls(program, padding.buckets, device, weights, program, padding, _origin="load")
+        if ahead:
+            loaded.warm_up()
+        return loaded
 
     def _check(self, inputs: Sequence[Any]) -> tuple[dict[str, int], list[np.ndarray | jax.Array]]:
         wanted = self.program.inputs
@@ -105,136 +175,36 @@ class Executable:
                     )
         return sizes, arrays
 
-    def _padded(self, arrays: Sequence[Any], bucket: Mapping[str, int], fill: Any = 0) -> list[Any]:
-        """Inputs padded in numpy: padding a jax.Array would compile a program for every size."""
-        padded = []
-        for leaf, value in zip(specs.leaves(self.program.inputs), arrays, strict=True):
-            shape = leaf.shape(bucket)
-            if np.shape(value) != shape:
-                full = np.full(shape, fill, leaf.dtype)
-                full[tuple(slice(n) for n in np.shape(value))] = np.asarray(value)
-                value = full
-            padded.append(jax.device_put(value, self.device))
-        return padded
+    def _run(self, arrays: Sequence[Any], bucket: Mapping[str, int], cause: Mapping[str, int] | str) -> Sequence[Any]:
+        """The flat outputs of a bucket, its inputs padded."""
+        padded = [jax.device_put(value, self.device) for value in self.padding.pad(arrays, bucket)]
+        return self._at(bucket, cause)(*self.params, *padded)
 
-    def _at(self, bucket: Mapping[str, int]) -> Any:
+    def _tried(self, cause: Mapping[str, int] | str, arrays: Sequence[Any], sizes: Mapping[str, int]) -> Sequence[Any]:
+        """A run to see whether padding is safe; at an exact size, which isn't kept, if there is no such bucket."""
+        if all(size in self.buckets[name] for name, size in sizes.items()):
+            return self._run(arrays, sizes, cause)
+        placed = [jax.device_put(value, self.device) for value in arrays]
+        ready = self.prepared.ready(sizes, self.device, self.report)
+        return self._made(sizes, ready, "a check that padding is safe")(*self.params, *placed)
+
+    def _at(self, bucket: Mapping[str, int], cause: Mapping[str, int] | str) -> Any:
         key = tuple(bucket[name] for name in self.program.axes)
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(dict(bucket))
-        return self._compiled[key]
+        with self._lock:
+            if key not in self._programs:
+                self._programs[key] = self.prepared.ready(bucket, self.device, self.report)
+        return self._made(bucket, self._programs[key], cause)
 
-    def _compile(self, sizes: dict[str, int]) -> Any:
-        abstract = jax.tree.leaves((self.program.abstract_params, *specs.structs(self.program.inputs, sizes)))
-        n_out = len(jax.tree.leaves(self.program.output_axes, is_leaf=lambda x: isinstance(x, tuple)))
-
-        def flat(*arrays: Any) -> tuple[Any, ...]:
-            return tuple(_jax.evaluate(self.program.at(sizes).jaxpr, *arrays))
-
-        return Pending(
-            flat,
-            abstract,
-            n_out,
-            program=self.program.fingerprint,
-            bucket=sizes,
-            device=self.device,
-            report=self.report,
-        ).result()
-
-    def _check_padding(self, axis: str, refuse: bool = True) -> None:
-        """Compares a padded run with an exact one on random inputs, once an axis: padding must change nothing."""
-        if axis not in self._paddable:
-            self._paddable[axis] = self._padding_is_safe(axis)
-        if refuse and not self._paddable[axis]:
-            raise BatchMixingError(
-                f"{self.program.name}: padding {axis!r} changes the results of the real rows, so rows along it "
-                f"influence each other. Compile the exact sizes you need: buckets={{{axis!r}: [...]}}"
-            )
-
-    def _padding_is_safe(self, axis: str) -> bool:
-        bucket = {name: self.buckets[name][-1] if name == axis else self.buckets[name][0] for name in self.program.axes}
-        bucket[axis] = next(b for b in self.buckets[axis] if b > 1)
-        real = {**bucket, axis: bucket[axis] - 1}
-        random = np.random.default_rng(0)
-        arrays = [_random(random, leaf, real) for leaf in specs.leaves(self.program.inputs)]
-        exact = self._compile(real)(*self.params, *self._padded(arrays, real))
-        padded = self._at(bucket)(*self.params, *self._padded(arrays, bucket))
-        names = jax.tree.leaves(self.program.output_axes, is_leaf=lambda x: isinstance(x, tuple))
-        for want, got, dims in zip(exact, padded, names, strict=True):
-            a, b = np.asarray(want, np.float64), np.asarray(_cut(got, dims, real), np.float64)
-            if a.shape != b.shape or not np.allclose(
-                a, b, rtol=1e-3, atol=1e-4 * (np.abs(a).max(initial=0) + 1e-6), equal_nan=True
-            ):
-                return False
-        return True
+    def _made(self, sizes: Mapping[str, int], ready: Ready, cause: Mapping[str, int] | str) -> Any:
+        compiled = ready.result()
+        self._log.add(sizes, cause, ready)
+        return compiled
 
 
-def compile(
-    program: Program,
-    *,
-    buckets: Mapping[str, Sequence[int]],
-    dtype: Any = None,
-    device: Any = None,
-    ahead: bool = True,
-) -> Executable:
-    """Compiles a Program for one device.
-
-    Args:
-        buckets: for each named dim of the program, the sizes to compile.
-        dtype: cast floating parameters to this first (and trace again at it); as they are by default.
-        device: where to run; JAX's default device if not given.
-        ahead: compile every bucket now, so that no call compiles. False compiles a bucket when it is first met.
-
-    Raises:
-        TraceError: a named dim without buckets or the reverse, or outputs in which named dims are merged.
-    """
-    if set(buckets) != set(program.axes):
-        raise TraceError(f"{program.name} has the named dims {sorted(program.axes)}, got buckets for {sorted(buckets)}")
-    if dtype is not None:
-        program = replace(program, params=_cast(program.params, np.dtype(dtype)), _traces={})
-    for dims in jax.tree.leaves(program.output_axes, is_leaf=lambda x: isinstance(x, tuple)):
-        for dim in dims:
-            if isinstance(dim, str) and dim not in program.axes:
-                raise TraceError(
-                    f"an output of {program.name} merges named dims ({dim}); return them as dims of their own"
-                )
-    sizes = {name: sorted(set(buckets[name])) for name in program.axes}
-    if any(not ladder or ladder[0] < 1 for ladder in sizes.values()):
-        raise TraceError(f"buckets must be sizes of at least 1, got {dict(buckets)}")
-    device = device or jax.local_devices()[0]
-    executable = Executable(program, sizes, device, _placed(program.params, device))
-    if ahead:
-        executable.warm_up()
-    return executable
-
-
-def _placed(params: Any, device: Any) -> list[jax.Array]:
-    leaves = jax.tree.leaves(params)
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+def check_values(params: Any) -> None:
+    """RequestError where parameters are shapes only."""
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
         raise RequestError("the parameters are shapes only; give arrays to run the program")
-    return [jax.device_put(leaf, device) for leaf in leaves]
-
-
-def _cast(params: Any, dtype: np.dtype) -> Any:
-    def one(leaf: Any) -> Any:
-        if not jnp.issubdtype(_jax.dtype_of(leaf), np.floating):
-            return leaf
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(leaf.shape, dtype)
-        return np.asarray(leaf).astype(dtype)
-
-    return jax.tree.map(one, params)
-
-
-def _random(random: np.random.Generator, leaf: specs.Spec, sizes: Mapping[str, int]) -> np.ndarray:
-    """Floats from a normal distribution; integers 0 or 1, which are in range whatever they index or mask."""
-    if jnp.issubdtype(leaf.dtype, np.floating):
-        return random.standard_normal(leaf.shape(sizes)).astype(leaf.dtype)
-    return random.integers(0, 2, leaf.shape(sizes)).astype(leaf.dtype)
-
-
-def _cut(result: Any, dims: Sequence[str | int], sizes: Mapping[str, int]) -> jax.Array:
-    index = tuple(slice(sizes[d]) if isinstance(d, str) else slice(None) for d in dims)
-    return jax.device_put(np.asarray(result)[index])
 
 
 def _listed(tree: Any) -> str:

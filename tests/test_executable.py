@@ -1,5 +1,8 @@
 """ji.compile: buckets, padding, counts of compiles, and the cache on disk."""
 
+import datetime
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +70,7 @@ def test_rows_that_mix_are_never_padded():
     program = ji.trace(lambda p, x: jax.nn.softmax(x @ p["w"], axis=0), PARAMS, ji.spec("batch 12"))
     mixing = ji.compile(program, buckets={"batch": [1, 4]})
     np.testing.assert_allclose(np.asarray(mixing(rows(4))).sum(0), 1, rtol=1e-5)  # an exact size is fine
-    with pytest.raises(ji.BatchMixingError, match="padding 'batch' changes the results"):
+    with pytest.raises(ji.BatchMixingError, match=r"batch of 3 is none of the buckets .* would change the results"):
         mixing(rows(3))
 
 
@@ -107,10 +110,52 @@ def test_the_second_time_comes_from_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
     make = lambda: ji.compile(scaled(1.25), buckets={"batch": [2]})  # noqa: E731
     first, second = make(), make()
-    assert (first.report.compiled, first.report.loaded) == (2, 0)  # the bucket, and one row fewer to try padding on
-    assert (second.report.compiled, second.report.loaded) == (0, 2)
+    assert (first.report.compiled, first.report.loaded) == (1, 0)
+    assert (second.report.compiled, second.report.loaded) == (0, 1)
     np.testing.assert_array_equal(first(rows(2))["y"], second(rows(2))["y"])
     assert ji.compile(scaled(1.5), buckets={"batch": [2]}).report.loaded == 0
+
+
+def test_why_compiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
+    make = lambda ahead: ji.compile(scaled(1.375), buckets={"batch": [1, 2, 4]}, ahead=ahead)  # noqa: E731
+    lazy = make(ahead=False)
+    assert lazy.why_compiled() == ()
+    started = datetime.datetime.now().astimezone()
+    for n in (2, 2, 1, 2):
+        lazy(rows(n))
+    first, second = lazy.why_compiled()
+    assert (first.bucket, first.cause, first.origin) == ({"batch": 2}, {"batch": 2}, "XLA")
+    assert (second.bucket, second.cause, second.origin) == ({"batch": 1}, {"batch": 1}, "XLA")
+    assert started <= first.when <= second.when <= datetime.datetime.now().astimezone()
+    assert first.seconds + second.seconds == pytest.approx(lazy.report.seconds)
+    lazy(rows(3))  # the first call that is padded to 4: a check that this is safe comes before it
+    assert [(made.bucket["batch"], made.cause) for made in lazy.why_compiled()[2:]] == [(4, {"batch": 3})]
+    ahead = make(ahead=True)
+    assert [made.cause for made in ahead.why_compiled()] == ["ahead, at compile"] * 3
+    assert [made.origin for made in ahead.why_compiled()] == ["the cache on disk"] * 3
+    lines = str(lazy.why_compiled()).splitlines()
+    assert lines[0].split("  ")[0] == "program" and lines[3].startswith("batch 4  a call with batch 3  20")
+    assert repr(lazy.why_compiled()) == str(lazy.why_compiled())
+    page = lazy.why_compiled()._repr_html_()
+    assert page.count("<tr>") == 4 and "<td>a call with batch 3</td>" in page
+    assert lazy.with_params(PARAMS).why_compiled() == lazy.why_compiled()  # they share their programs
+
+
+def test_threads_share_the_programs():
+    executable = ji.compile(scaled(1.625), buckets={"batch": [2]}, ahead=False)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: np.asarray(executable(rows(2))["y"]), range(8)))
+    assert len(executable.why_compiled()) == executable.report.compiled + executable.report.loaded == 1
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_outputs_in_tuples_and_none():
+    program = ji.trace(lambda p, x: (x, [None, (x.sum(), x[:, 0])]), (), ji.spec("batch 3"))
+    assert program.verify().output_axes == (("batch", 3), [None, ((), ("batch",))])
+    out = ji.compile(program, buckets={"batch": [2]}, passes=[])(np.ones((2, 3), np.float32))
+    assert jax.tree.structure(out) == jax.tree.structure((0, [None, (0, 0)]))
+    np.testing.assert_array_equal(out[1][1][1], [1, 1])
 
 
 @pytest.mark.parametrize(
