@@ -1,8 +1,8 @@
 """A decoder of Flax linen's own parts: nn.MultiHeadDotProductAttention and nn.make_causal_mask."""
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
+
+from forwards import weights
 
 VOCAB = 47
 
@@ -29,5 +29,5 @@ class Decoder(nn.Module):
 
 def make(seed=0):
     module = Decoder()
-    variables = module.init(jax.random.key(seed), jnp.zeros((1, 8), jnp.int32))
+    variables = weights.init(module, ((1, 8), "int32"), seed=seed)
     return module, variables

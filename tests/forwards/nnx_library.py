@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from forwards import weights
+
 VOCAB = 43
 
 
@@ -31,8 +33,8 @@ class Decoder(nnx.Module):
         x = self.embed(tokens) + self.position(jnp.arange(tokens.shape[1]))
         for block in self.blocks:
             x = block(x)
-        return self.embed.attend(x)
+        return self.embed.attend(x) / self.embed.features**0.5
 
 
 def make(seed=0):
-    return Decoder(nnx.Rngs(seed)), None
+    return weights.nnx_module(Decoder, seed), None
