@@ -8,6 +8,7 @@ import jax
 
 from jaxinfer import specs
 from jaxinfer.errors import TraceError
+from jaxinfer.graph import flatten
 from jaxinfer.program import Program
 
 
@@ -27,6 +28,24 @@ def trace(forward: Any, *arguments: Any, method: Any = None, name: str | None = 
     Raises:
         TraceError: the forward raises, changes its own state, draws random bits, or an input isn't a spec.
     """
+    function, params, inputs = _resolved(forward, arguments, method, keywords)
+    return _traced(name or _name(forward), function, params, inputs, stateful=_is_nnx(forward))
+
+
+def trace_named(forward: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Program:
+    """Traces forward(*arguments, **named) where `named` are specs too: one more input of the Program, a dict."""
+    function, params, inputs = _resolved(forward, arguments, None, {})
+
+    def by_name(params: Any, *inputs: Any) -> Any:
+        return function(params, *inputs[:-1], **inputs[-1])
+
+    return _traced(_name(forward), by_name, params, (*inputs, named), stateful=_is_nnx(forward))
+
+
+def _resolved(
+    forward: Any, arguments: tuple[Any, ...], method: Any, keywords: dict[str, Any]
+) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+    """(function(params, *inputs, **named), params, specs of the inputs)"""
     if _is_nnx(forward):
         function, params = nnx_function(forward, method, keywords)
         inputs = arguments
@@ -41,12 +60,20 @@ def trace(forward: Any, *arguments: Any, method: Any = None, name: str | None = 
         params, inputs = _params_first(arguments, "params")
     else:
         raise TraceError(f"a function or Flax module is wanted, got {type(forward).__name__}")
+    return function, params, inputs
+
+
+def _traced(
+    name: str, function: Callable[..., Any], params: Any, inputs: tuple[Any, ...], *, stateful: bool
+) -> Program:
     if not inputs:
         raise TraceError("no inputs: describe each positional input of the forward, e.g. ji.spec('batch 32 32 3')")
     for tree in inputs:
         specs.leaves(tree)
-    program = Program(name or _name(forward), function, params, tuple(inputs))
+    program = Program(name, function, params, tuple(inputs))
     _ = program.jaxpr  # traced now, so that a forward that can't be traced says so here
+    if stateful:
+        _check_randomness(program)
     return program
 
 
@@ -76,13 +103,13 @@ def nnx_function(module: Any, method: str | None, keywords: dict[str, Any]) -> t
 
     graph, randomness, state = nnx.split(module, nnx.RngState, ...)
 
-    def function(params: Any, *inputs: Any) -> Any:
+    def function(params: Any, *inputs: Any, **named: Any) -> Any:
         # Copies: replace_by_pure_dict writes in place, and a Variable of an outer trace must not be changed.
         filled, keys = (jax.tree.map(lambda leaf: leaf, tree) for tree in (state, randomness))
         nnx.replace_by_pure_dict(filled, params)
         live = nnx.merge(graph, keys, filled)
         before = dict(_leaves(live))
-        output = (live if method is None else getattr(live, method))(*inputs, **keywords)
+        output = (live if method is None else getattr(live, method))(*inputs, **named, **keywords)
         changed = [path for path, leaf in _leaves(live) if before.get(path) is not leaf]
         if changed:
             raise TraceError(
@@ -97,18 +124,33 @@ def nnx_function(module: Any, method: str | None, keywords: dict[str, Any]) -> t
 def _leaves(module: Any) -> list[tuple[str, Any]]:
     from flax import nnx
 
-    return [
-        (jax.tree_util.keystr(p), v)
-        for p, v in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module)))
-    ]
+    _, _, state = nnx.split(module, nnx.RngState, ...)  # a count of keys drawn is no state: see _check_randomness
+    return [(jax.tree_util.keystr(p), v) for p, v in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(state))]
+
+
+_RANDOM = ("random_", "threefry", "rng_")
+
+
+def _check_randomness(program: Program) -> None:
+    """An NNX module may draw keys (nnx.RNN does, for a first carry of zeros) as long as no output depends on them.
+
+    Raises:
+        TraceError: naming the equation that draws.
+    """
+    for equation in flatten(program.jaxpr).equations:
+        if equation.name.startswith(_RANDOM):
+            raise TraceError(
+                f"{program.name} draws random bits ({equation}): a forward to serve must not. Call model.eval() first, "
+                "which turns dropout off"
+            )
 
 
 def _linen_function(module: Any, method: Any, keywords: dict[str, Any]) -> Callable[..., Any]:
     from flax import errors
 
-    def function(variables: Any, *inputs: Any) -> Any:
+    def function(variables: Any, *inputs: Any, **named: Any) -> Any:
         try:
-            return module.apply(variables, *inputs, method=method, **keywords)
+            return module.apply(variables, *inputs, method=method, **named, **keywords)
         except (errors.InvalidRngError, errors.ModifyScopeVariableError) as error:
             raise TraceError(
                 f"{type(module).__name__} draws random bits or changes its own state when called; a forward to serve "

@@ -18,7 +18,7 @@ def facts_of(function):
     closed = jax.make_jaxpr(lambda: function(jnp.arange(T)[:, None], jnp.arange(T)[None, :]))()
     graph = flatten(closed)
     value = np.asarray(jax.core.eval_jaxpr(closed.jaxpr, closed.consts)[0])
-    return Bands(graph).facts.get(graph.outputs[0], ()), value
+    return Bands.of(graph).facts.get(graph.outputs[0], ()), value
 
 
 def assert_true(facts, value):

@@ -8,6 +8,7 @@ comparisons of index expressions and at constant arrays, and flow forward throug
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +22,17 @@ _LARGEST_CONSTANT = 1 << 24  # elements of a captured mask that are worth a look
 
 @dataclass(frozen=True)
 class Beyond:
-    """The value is `fill` wherever index[b] - index[a] > gap. `assumed`: only if scores are of ordinary size."""
+    """The value is `fill` wherever index[b] - index[a] > gap. `assumed`: only if scores are of ordinary size.
+
+    `within`: (dim, first, end) where that is said only of indices of that dim in first .. end.
+    """
 
     a: int
     b: int
     gap: int
     fill: float
     assumed: bool = False
+    within: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,24 +48,41 @@ class Linear:
 
 
 class Bands:
-    """The linear forms and facts of every node of a graph."""
+    """The linear forms and facts of every node, of the equations visited so far."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self) -> None:
         self.linear: dict[Node, Linear] = {}
         self.facts: dict[Node, tuple[Beyond, ...]] = {}
         self._looked_at: set[Node] = set()
-        for equation in graph.equations:
-            for node in equation.inputs:
-                if node.constant and node not in self._looked_at:
-                    self._looked_at.add(node)
-                    self._constant(node)
-            if len(equation.outputs) == 1 and (not equation.inputs or any(map(self._known, equation.inputs))):
-                self._flow(equation, factors_of(equation))
 
-    def masks(self, node: Node, dim: int, neutral: Callable[[float], bool]) -> Beyond | None:
-        """The tightest fact that hides `dim` beyond another dim of the node with a neutral fill."""
+    @classmethod
+    def of(cls, graph: Graph) -> "Bands":
+        """Of a whole graph."""
+        bands = cls()
+        for equation in graph.equations:
+            bands.visit(equation)
+        return bands
+
+    def visit(self, equation: Equation) -> None:
+        """Takes in the next equation of a graph."""
+        for node in equation.inputs:
+            if node.constant and node not in self._looked_at:
+                self._looked_at.add(node)
+                self._constant(node)
+        if len(equation.outputs) == 1 and (not equation.inputs or any(map(self._known, equation.inputs))):
+            self._flow(equation, factors_of(equation))
+
+    def masks(self, node: Node, dim: int, rows: tuple[int, int], neutral: Callable[[float], bool]) -> Beyond | None:
+        """The tightest fact that hides `dim`, whose indices in `rows` are time, beyond another dim of the node."""
         found = [f for f in self.facts.get(node, ()) if f.b == dim and neutral(f.fill)]
+        found = [f for f in found if f.within is None or f.within == (dim, *rows)]
         return min(found, key=lambda f: f.gap, default=None)
+
+    def window(self, node: Node, dim: int, behind: int, neutral: Callable[[float], bool]) -> int | None:
+        """How many rows before `behind`'s index `dim` is seen; None where a neutral fill hides nothing there."""
+        facts = [f for f in self.facts.get(node, ()) if (f.a, f.b) == (dim, behind) and neutral(f.fill)]
+        gaps = [f.gap for f in facts if f.within is None]
+        return max(0, min(gaps)) if gaps else None
 
     def _known(self, node: Node) -> bool:
         return node in self.linear or node in self.facts
@@ -85,29 +107,49 @@ class Bands:
             self.linear[out] = form
             return
         facts = list(_compare(equation, factors, self.linear))
-        if factors.movement and equation.inputs:
+        if equation.name == "concatenate":
+            facts += self._joined(equation, factors)
+        elif factors.movement and equation.inputs:
             facts += self._elementwise(equation, factors)
         elif factors.reduction:
             facts += self._reduced(equation, factors)
         if facts:
             self.facts[out] = _tightest(facts)
 
-    def _aligned(
-        self, node: Node, dims: Sequence[int | None], out: Sequence[int | None]
-    ) -> dict[tuple[int, int], Beyond]:
-        """Facts of an operand, told in dims of the result."""
-        to: dict[int | None, int] = {f: d for d, f in enumerate(out) if f is not None}
+    def _aligned(self, equation: Equation, factors: Factors, number: int) -> dict[tuple[int, int], Beyond]:
+        """Facts of an operand, told in dims and indices of the result."""
+        dims = factors.inputs[number]
+        to: dict[int | None, int] = {f: d for d, f in enumerate(factors.outputs[0]) if f is not None}
         found = {}
-        for fact in self.facts.get(node, ()):
+        for fact in self.facts.get(equation.inputs[number], ()):
             a, b = to.get(dims[fact.a]), to.get(dims[fact.b])
-            if a is not None and b is not None:
-                found[a, b] = Beyond(a, b, fact.gap, fact.fill, fact.assumed)
+            shifts = [_shift(equation, factors, number, d) for d in (fact.a, fact.b)]
+            if a is not None and b is not None and None not in shifts:
+                gap = fact.gap + (shifts[0] or 0) - (shifts[1] or 0)
+                within = fact.within
+                if within is not None:
+                    d, first, end = within
+                    moved, shift = to.get(dims[d]), _shift(equation, factors, number, d)
+                    if moved is None or shift is None:
+                        continue
+                    within = (moved, max(0, first - shift), end - shift)
+                found[a, b] = Beyond(a, b, gap, fact.fill, fact.assumed, within)
+        return found
+
+    def _joined(self, equation: Equation, factors: Factors) -> list[Beyond]:
+        """Facts of the pieces of a concatenation, each said of its own stretch."""
+        axis, found, start = equation.params["dimension"], [], 0
+        for piece in equation.inputs:
+            end = start + piece.shape[axis]
+            for f in self.facts.get(piece, ()):
+                if axis in (f.a, f.b) and f.within is None:
+                    gap = f.gap + (start if f.b == axis else -start)
+                    found.append(Beyond(f.a, f.b, gap, f.fill, f.assumed, (axis, start, end)))
+            start = end
         return found
 
     def _elementwise(self, equation: Equation, factors: Factors) -> list[Beyond]:
-        operands = [
-            self._aligned(n, dims, factors.outputs[0]) for n, dims in zip(equation.inputs, factors.inputs, strict=True)
-        ]
+        operands = [self._aligned(equation, factors, i) for i in range(len(equation.inputs))]
         constants = [
             self.linear[n].offset if n in self.linear and self.linear[n].uniform else None for n in equation.inputs
         ]
@@ -123,13 +165,16 @@ class Bands:
                 if result is not None and present:
                     fill, assumed = result
                     gap = max(f.gap for f in present)
-                    found.append(Beyond(*pair, gap, fill, assumed or any(f.assumed for f in present)))
+                    assumed = assumed or any(f.assumed for f in present)
+                    limits = {f.within for f in present if f.within is not None}
+                    if len(limits) <= 1:
+                        found.append(Beyond(*pair, gap, fill, assumed, next(iter(limits), None)))
         return found
 
     def _reduced(self, equation: Equation, factors: Factors) -> list[Beyond]:
         found: list[Beyond] = []
-        for node, dims in zip(equation.inputs, factors.inputs, strict=True):
-            kept = self._aligned(node, dims, factors.outputs[0]).values()
+        for number in range(len(equation.inputs)):
+            kept = self._aligned(equation, factors, number).values()
             absorbing = factors.reduction in ("dot", "sum")
             found += [f for f in kept if (f.fill == 0 if absorbing else equation.name.startswith("reduce_"))]
         return found if factors.reduction != "prod" else []
@@ -137,9 +182,9 @@ class Bands:
 
 def _tightest(facts: Sequence[Beyond]) -> tuple[Beyond, ...]:
     """One fact for each ordered pair of dims and kind of fill: the one with the smallest gap."""
-    best: dict[tuple[int, int], Beyond] = {}
+    best: dict[tuple[Any, ...], Beyond] = {}
     for fact in sorted(facts, key=lambda f: (f.gap, f.assumed)):
-        best.setdefault((fact.a, fact.b), fact)
+        best.setdefault((fact.a, fact.b, fact.within), fact)
     return tuple(best.values())
 
 
@@ -159,7 +204,7 @@ def _linear_form(equation: Equation, factors: Factors, forms: Sequence[Linear | 
         return Linear(tuple(float(d == dimension) for d in range(len(out.shape))), 0.0)
     if any(f is None for f in forms) or name not in ("add", "sub", "mul", "neg", "convert_element_type", *_MOVES):
         return None
-    told = [_told(f, dims, factors.outputs[0]) for f, dims in zip(forms, factors.inputs, strict=True) if f is not None]
+    told = [_told(equation, factors, i, f) for i, f in enumerate(forms) if f is not None]
     if any(t is None for t in told):
         return None
     first = told[0]
@@ -183,23 +228,31 @@ def _linear_form(equation: Equation, factors: Factors, forms: Sequence[Linear | 
     return Linear(slopes, first.offset + sign * second.offset)
 
 
-def _told(form: Linear, dims: Sequence[int | None], out: Sequence[int | None]) -> Linear | None:
-    """A linear form told in dims of the result; None where a dim it varies along is gone."""
-    to = {f: d for d, f in enumerate(out) if f is not None}
-    slopes = [0.0] * len(out)
-    for slope, factor in zip(form.slopes, dims, strict=True):
+def _shift(equation: Equation, factors: Factors, number: int, dim: int) -> int | None:
+    """Index i of the result is the operand's i + shift along a dim; None where that isn't so everywhere."""
+    low, high = factors.halo.get((number, dim), (0, 0))
+    return low if low == high and (low == 0 or equation.name == "slice") else None
+
+
+def _told(equation: Equation, factors: Factors, number: int, form: Linear) -> Linear | None:
+    """An operand's linear form told in dims of the result; None where a dim it varies along is gone."""
+    to = {f: d for d, f in enumerate(factors.outputs[0]) if f is not None}
+    slopes, offset = [0.0] * len(factors.outputs[0]), form.offset
+    for dim, (slope, factor) in enumerate(zip(form.slopes, factors.inputs[number], strict=True)):
         if slope:
-            if factor is None or factor not in to:
+            shift = _shift(equation, factors, number, dim)
+            if factor is None or factor not in to or shift is None:
                 return None
             slopes[to[factor]] = slope
-    return Linear(tuple(slopes), form.offset)
+            offset += slope * shift
+    return Linear(tuple(slopes), offset)
 
 
 def _compare(equation: Equation, factors: Factors, linear: dict[Node, Linear]) -> list[Beyond]:
     """Facts of a comparison of two index expressions: with D = index[b] - index[a], it is D <= m or D >= m."""
     if equation.name not in ("ge", "gt", "le", "lt", "eq") or not all(n in linear for n in equation.inputs):
         return []
-    sides = [_told(linear[n], d, factors.outputs[0]) for n, d in zip(equation.inputs, factors.inputs, strict=True)]
+    sides = [_told(equation, factors, i, linear[n]) for i, n in enumerate(equation.inputs)]
     if sides[0] is None or sides[1] is None:
         return []
     slopes = [x - y for x, y in zip(sides[0].slopes, sides[1].slopes, strict=True)]
@@ -230,14 +283,14 @@ def _apply(equation: Equation, fills: Sequence[float | None]) -> tuple[float, bo
     if len(known) < len(fills):
         return _absorb(name, fills, known, equation)
     function = _NUMERIC.get(name)
+    if name in ("not", "and", "or", "xor") and equation.outputs[0].dtype.kind != "b":
+        return None  # bit by bit
     if function is None and len(equation.inputs) == 1 and name in _SAME:
         return known[0], False
     if function is None:
         return None
     with np.errstate(all="ignore"):
         result = float(function(*map(np.float64, known)))
-    if name == "not" and equation.outputs[0].dtype.kind != "b":
-        return None
     return None if math.isnan(result) else (result, False)
 
 
@@ -277,6 +330,7 @@ _NUMERIC: dict[str, Callable[..., float]] = {
     "not": lambda x: 1 - x,
     "and": lambda x, y: float(bool(x) and bool(y)),
     "or": lambda x, y: float(bool(x) or bool(y)),
+    "xor": lambda x, y: float(bool(x) != bool(y)),
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,

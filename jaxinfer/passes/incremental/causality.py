@@ -1,128 +1,316 @@
 """Which dims of which values are time, and the proof that no output looks ahead.
 
-The invariant, kept by every equation: an element depends on the rows of the input at or before the largest of its time
-indices. Elementwise work and contractions over other dims keep it as they are; a reduction over time keeps it only if a
-mask hides, for each time index that remains, everything after it (see bands).
+The invariant, kept by every equation: an element depends on the rows of the input up to the largest of its time
+indices + `ahead`. Elementwise work and contractions over other dims keep `ahead`; slices, padding, concatenations and
+convolutions shift it; a running result (cumsum, a scan over time) keeps it. A reduction over time keeps it only if a
+mask hides, for each time index that remains, everything after it (see bands). Outputs must end with ahead <= 0.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from jaxinfer import _jax
 from jaxinfer.axes import Factors, factors_of
 from jaxinfer.errors import NotCausalError
 from jaxinfer.graph import Equation, Graph, Node
-from jaxinfer.passes.incremental.bands import VERY_NEGATIVE, Bands
+from jaxinfer.passes.incremental import convolution
+from jaxinfer.passes.incremental.bands import VERY_NEGATIVE, Bands, Linear
+from jaxinfer.passes.incremental.reads import read_by_rows
+from jaxinfer.passes.incremental.unroll import unrolled
+
+# Equations whose parameters hold bodies of fixed shape: they can't be bound again on other sizes.
+_BODIES = ("while", "cond", "shard_map", "custom_call", "pure_callback", "io_callback", "ffi_call", "pallas_call")
+_SHIFTS = ("slice", "pad", "concatenate", "conv_general_dilated")  # whose halo `emit` knows how to serve
+
+
+class Reach(NamedTuple):
+    """Which rows a reduction over time needs to make row t of its result."""
+
+    behind: int | None  # the factor whose index t bounds them; None where only assumed
+    window: int | None  # rows before t - window are hidden; None where all are seen
+    extent: tuple[int, int] = (0, 0)  # rows that aren't time before and after those that are
 
 
 @dataclass(eq=False)
 class Timing:
-    """The time dims of every value that depends on the rows of the time inputs; others aren't in `dims`."""
+    """What is known of time in a graph. Values that no row of the time inputs reaches aren't in `dims` or `ahead`."""
 
-    dims: dict[Node, frozenset[int]]
-    factors: dict[Equation, Factors]
-    summed: dict[Equation, frozenset[int]]  # reduced factors that are time
+    graph: Graph  # as given, with scans over other things than time unrolled
+    capacity: int
+    dims: dict[Node, frozenset[int]]  # the time dims of every value that depends on rows
+    ahead: dict[Node, int]
+    factors: dict[Equation, Factors] = field(default_factory=dict)
+    summed: dict[Equation, dict[int, Reach]] = field(default_factory=dict)  # reduced factors that are time
+    running: set[Equation] = field(default_factory=set)  # whose rows continue from the row before
+    # (value, time dim) -> rows before and after time's own that no row of the input reaches; (0, 0) where absent
+    extent: dict[tuple[Node, int], tuple[int, int]] = field(default_factory=dict)
+    requests: set[Node] = field(default_factory=set)  # what the request's whole inputs decide, and no row
     assumptions: list[str] = field(default_factory=list)
 
     def of(self, node: Node) -> frozenset[int]:
         """The time dims of a value; empty for one that no row of the input reaches."""
         return self.dims.get(node, frozenset())
 
+    def assume(self, what: str) -> None:
+        if what not in self.assumptions:
+            self.assumptions.append(what)
 
-def prove(graph: Graph, sources: dict[Node, int], capacity: int, *, assume_causal: bool = False) -> Timing:
+
+def prove(
+    graph: Graph,
+    sources: dict[Node, int],
+    capacity: int,
+    *,
+    requests: Sequence[Node] = (),
+    assume_causal: bool = False,
+) -> Timing:
     """Finds the time dims and proves causality.
 
     Args:
         sources: for each input that is made of rows in time, its time dim.
+        requests: inputs that a sequence has once, as a whole.
         capacity: the size of the time dim in this trace.
         assume_causal: take a reduction over time without a proof as causal; a mask that leaks is still refused.
 
     Raises:
         NotCausalError: naming the equation that looks ahead or that no rule understands, with its source line.
     """
-    bands = Bands(graph)
-    timing = Timing({node: frozenset({dim}) for node, dim in sources.items()}, {}, {})
+    proof = _Proof(graph, sources, capacity, assume_causal)
+    proof.timing.requests.update(requests)
     for equation in graph.equations:
-        factors = timing.factors[equation] = factors_of(equation)
-        times = _time_factors(equation, factors, timing)
-        if times is None:
-            continue
-        timing.summed[equation] = times & factors.reduced
-        for factor in sorted(timing.summed[equation]):
-            times |= _kept_behind(equation, factors, factor, bands, timing, assume_causal)
+        proof.visit(equation)
+    for number, node in enumerate(graph.outputs):
+        proof.check_output(number, node)
+    proof.timing.graph = proof.finished(graph)
+    return proof.timing
+
+
+class _Proof:
+    """The facts so far, extended equation by equation."""
+
+    def __init__(self, graph: Graph, sources: dict[Node, int], capacity: int, assume_causal: bool):
+        dims = {node: frozenset({dim}) for node, dim in sources.items()}
+        self.timing = Timing(graph, capacity, dims, dict.fromkeys(sources, 0))
+        self.assume_causal = assume_causal
+        self.bands = Bands()
+        self.equations: list[Equation] = []
+        self.blame: dict[Node, Equation] = {}  # what made a value look ahead
+        self.finals: dict[Node, Equation] = {}  # values after the last row: nothing may read them
+        self.used = {n for e in graph.equations for n in e.inputs} | set(graph.outputs)
+
+    def visit(self, equation: Equation) -> None:
+        """Takes in the next equation."""
+        timing = self.timing
+        reached = [n for n in equation.inputs if n in timing.dims]
+        if reached and equation.name == "scan":
+            other = read_by_rows(equation, self._counters(equation), set(reached))
+            if other is None and not self._over_time(equation):
+                other = unrolled(equation, self.used)
+            for inner in other or ():
+                self.visit(inner)
+            if other is not None:
+                return
+        self.equations.append(equation)
+        self.bands.visit(equation)
+        factors = timing.factors[equation] = _row_by_row(equation) if equation.name == "scan" else factors_of(equation)
+        if not reached:
+            if any(n in timing.requests for n in equation.inputs):
+                timing.requests.update(equation.outputs)
+            return
+        for node in reached:
+            if node in self.finals:
+                raise NotCausalError(
+                    f"{equation} reads what {self.finals[node]} leaves after the last row: no earlier row can know it"
+                )
+        if equation.name == convolution.NAME:
+            self._long(equation, reached)
+            return
+        times = self._times(equation, factors)
+        if equation.name == "scan":
+            self._check_scan(equation, factors)
+        ahead = max(self._ahead(equation, factors, i) for i, n in enumerate(equation.inputs) if n in timing.dims)
+        reaches = {f: self._reach(equation, factors, f, ahead) for f in sorted(times & factors.reduced)}
+        if reaches:
+            timing.summed[equation] = reaches
+        times |= {r.behind for r in reaches.values() if r.behind is not None}
+        if any(f in times for f in factors.cumulative):
+            timing.running.add(equation)
         for node, dims in zip(equation.outputs, factors.outputs, strict=True):
             timing.dims[node] = frozenset(d for d, f in enumerate(dims) if f in times)
-            for d in timing.dims[node]:
-                if node.shape[d] != capacity:
+            timing.ahead[node] = ahead
+            self._extend(equation, factors, node, dims)
+            if not timing.dims[node] and equation.name == "scan":
+                self.finals[node] = equation
+            blame = next((self.blame[n] for n in reached if n in self.blame), equation)
+            if ahead > 0:
+                self.blame[node] = blame
+
+    def _extend(self, equation: Equation, factors: Factors, out: Node, dims: tuple[int | None, ...]) -> None:
+        """Where rows that aren't time stand beside time: joined on by a concatenation, cut off again by a slice."""
+        timing = self.timing
+        for d in timing.of(out):
+            found = set()
+            for number, node in enumerate(equation.inputs):
+                for e in timing.of(node):
+                    if factors.inputs[number][e] == dims[d]:
+                        before, after = timing.extent.get((node, e), (0, 0))
+                        low, high = factors.halo.get((number, e), (0, 0))
+                        if node.shape[e] - before - after != timing.capacity or low != high:
+                            return
+                        before -= low
+                        found.add((before, out.shape[d] - timing.capacity - before))
+            if len(found) == 1:
+                (extent,) = found
+                if min(extent) >= 0 and extent != (0, 0) and equation.name != "pad":
+                    timing.extent[out, d] = extent
+
+    def _long(self, equation: Equation, reached: list[Node]) -> None:
+        """A long convolution is causal by what it is."""
+        timing, (out,) = self.timing, equation.outputs
+        factors, signal, time = convolution.factors_of_long(equation, reached)
+        timing.factors[equation] = factors
+        dim = next(d for dims in factors.inputs for d, f in enumerate(dims) if f == signal)
+        if timing.of(reached[0]) != {dim} or reached[0].shape[dim] != timing.capacity or timing.ahead[reached[0]] > 0:
+            raise NotCausalError(f"{equation}: its signal must be rows in time along dim {dim}, none looking ahead")
+        timing.summed[equation] = {signal: Reach(time, None)}
+        timing.dims[out], timing.ahead[out] = frozenset({time}), 0
+
+    def _over_time(self, scan: Equation) -> bool:
+        parts = _jax.scan_parts(scan.params)
+        return any(0 in self.timing.of(n) for n in scan.inputs[parts.consts + parts.carry :])
+
+    def _counters(self, scan: Equation) -> list[int]:
+        """Which stacked operands are arange."""
+        parts = _jax.scan_parts(scan.params)
+        counting = Linear((1.0,), 0.0)
+        stacked = range(parts.consts + parts.carry, len(scan.inputs))
+        return [i for i in stacked if self.bands.linear.get(scan.inputs[i]) == counting]
+
+    def _check_scan(self, scan: Equation, factors: Factors) -> None:
+        """A scan over time may take rows only one by one, from the first on."""
+        parts = _jax.scan_parts(scan.params)
+        for number, node in enumerate(scan.inputs):
+            dims = self.timing.of(node)
+            if node in self.timing.dims and (number < parts.consts + parts.carry or dims != {0}):
+                raise NotCausalError(
+                    f"{scan} goes over time, but operand {number} of shape {list(node.shape)} depends on rows in "
+                    "another way than row by row: its first carry and constants must not depend on the rows"
+                )
+
+    def _times(self, equation: Equation, factors: Factors) -> set[int]:
+        """Factors of an equation that are time."""
+        times: set[int] = set()
+        for number, (node, dims) in enumerate(zip(equation.inputs, factors.inputs, strict=True)):
+            for d in self.timing.of(node):
+                factor = dims[d]
+                shift = factors.halo.get((number, d), (0, 0))
+                if factor is None or equation.name in _BODIES or (shift != (0, 0) and equation.name not in _SHIFTS):
                     raise NotCausalError(
-                        f"{equation} makes a time axis of {node.shape[d]} rows out of {capacity}: shifted or shortened "
-                        "time can't be derived yet; return and use the whole axis"
+                        f"{equation} needs the time axis (dim {d} of {list(node.shape)}) as a whole, and no rule says "
+                        "how it treats later rows. Rewrite it with operations that work row by row, or mask explicitly"
                     )
-    for number, node in enumerate(graph.outputs):
-        if len(timing.of(node)) != 1:
+                times.add(factor)
+        for factor in times & set(factors.cumulative):
+            if factors.cumulative[factor] != "forward":
+                raise NotCausalError(f"{equation} runs from the last row to the first, so it looks at later rows")
+        return times
+
+    def _ahead(self, equation: Equation, factors: Factors, number: int) -> int:
+        node = equation.inputs[number]
+        shifts = [factors.halo.get((number, d), (0, 0))[1] for d in self.timing.of(node)]
+        return self.timing.ahead[node] + max(shifts, default=0)
+
+    def _reach(self, equation: Equation, factors: Factors, factor: int, ahead: int) -> Reach:
+        """Proves that a reduction over time ignores rows after another time index."""
+        timing, neutral = self.timing, _NEUTRAL[factors.reduction or "sum"]
+        kept = {f for dims in factors.outputs for f in dims}
+        leak = None
+        for node, dims in zip(equation.inputs, factors.inputs, strict=True):
+            if factor not in dims:
+                continue
+            s = dims.index(factor)
+            extent = timing.extent.get((node, s), (0, 0))
+            if node.shape[s] - sum(extent) != timing.capacity:
+                raise NotCausalError(
+                    f"{equation} combines {node.shape[s]} rows of a time axis of {timing.capacity}: a reduction over a "
+                    "shortened or lengthened axis can't be derived; mask rows instead of cutting them off"
+                )
+            fact = self.bands.masks(node, s, (extent[0], extent[0] + timing.capacity), neutral)
+            if fact is None or dims[fact.a] not in kept:
+                continue
+            if fact.gap + ahead <= 0:
+                if fact.assumed or (factors.reduction == "max" and not math.isinf(fact.fill)):
+                    timing.assume(f"scores stay above the mask value where {equation} reads them")
+                window = self.bands.window(node, s, fact.a, neutral)
+                narrow = window is not None and window < timing.capacity - 1
+                return Reach(dims[fact.a], window if narrow and extent == (0, 0) else None, extent)
+            leak = fact.gap + ahead
+        if leak is not None:
             raise NotCausalError(
-                f"output {number} of shape {list(node.shape)} has {len(timing.of(node))} time axes; it must have one, "
+                f"{equation} reads up to {leak} rows ahead: its mask hides only what is more than {leak} rows later. "
+                "A causal mask keeps s <= t"
+            )
+        if self.assume_causal and kept & {f for dims in factors.inputs for f in dims if f is not None}:
+            timing.assume(f"{equation} ignores later rows (assume_causal=True)")
+            return Reach(None, None)
+        raise NotCausalError(
+            f"{equation} combines all rows of the time axis, and no mask was found that hides later ones (a mask must "
+            f"be exactly 0 in a sum, or -inf or at most {VERY_NEGATIVE:g} before a softmax). If the model is causal "
+            "all the same, pass assume_causal=True"
+        )
+
+    def check_output(self, number: int, node: Node) -> None:
+        """An output must have one row for each row of the input, none of which looks ahead."""
+        if node in self.finals:
+            raise NotCausalError(
+                f"output {number} of shape {list(node.shape)} is what {self.finals[node]} leaves after the last row; "
+                "return a row for each row of the input"
+            )
+        dims = self.timing.of(node)
+        if len(dims) != 1:
+            raise NotCausalError(
+                f"output {number} of shape {list(node.shape)} has {len(dims)} time axes; it must have one, "
                 "a row for each row of the input (a pooled or summed output looks at later rows)"
             )
-    return timing
+        (dim,) = dims
+        if node.shape[dim] != self.timing.capacity:
+            raise NotCausalError(
+                f"output {number} has {node.shape[dim]} rows for {self.timing.capacity} rows of input; it must have a "
+                "row for each"
+            )
+        if self.timing.ahead[node] > 0:
+            raise NotCausalError(f"output {number} looks {self.timing.ahead[node]} rows ahead: {self.blame[node]}")
+
+    def finished(self, graph: Graph) -> Graph:
+        """The graph with its scans unrolled, equations numbered in order."""
+        for number, equation in enumerate(self.equations):
+            equation.number = number
+        return Graph(graph.inputs, graph.outputs, self.equations)
 
 
-def _time_factors(equation: Equation, factors: Factors, timing: Timing) -> frozenset[int] | None:
-    """Factors of an equation that are time; None where no operand depends on the rows."""
-    if not any(node in timing.dims for node in equation.inputs):
-        return None
-    times = set()
-    for node, dims in zip(equation.inputs, factors.inputs, strict=True):
-        for d in timing.of(node):
-            factor = dims[d]
-            if factor is None:
-                raise NotCausalError(
-                    f"{equation} needs the time axis (dim {d} of {list(node.shape)}) as a whole, and no rule says how "
-                    "it treats later rows. Rewrite it with operations that work row by row, or mask explicitly"
-                )
-            times.add(factor)
-    return frozenset(times)
+def _row_by_row(scan: Equation) -> Factors:
+    """Factors of a scan, of which the leading dims alone count here: the stacked arrays' and the stacked results'."""
+    parts = _jax.scan_parts(scan.params)
 
-
-def _kept_behind(
-    equation: Equation, factors: Factors, factor: int, bands: Bands, timing: Timing, assume_causal: bool
-) -> frozenset[int]:
-    """Proves that a reduction over time ignores rows after another time index; returns that index's factor."""
-    neutral = {
-        "dot": lambda fill: fill == 0,
-        "sum": lambda fill: fill == 0,
-        "max": lambda fill: fill <= VERY_NEGATIVE,
-        "min": lambda fill: fill >= -VERY_NEGATIVE,
-        "and": lambda fill: fill == 1,
-        "or": lambda fill: fill == 0,
-        "prod": lambda fill: fill == 1,
-    }[factors.reduction or "sum"]
-    kept = {f for dims in factors.outputs for f in dims}
-    leak = None
-    for node, dims in zip(equation.inputs, factors.inputs, strict=True):
-        if factor not in dims:
-            continue
-        fact = bands.masks(node, dims.index(factor), neutral)
-        if fact is None or dims[fact.a] not in kept:
-            continue
-        if fact.gap <= 0:
-            if fact.assumed or (factors.reduction == "max" and not math.isinf(fact.fill)):
-                note = f"scores stay above the mask value where {equation} reads them"
-                if note not in timing.assumptions:
-                    timing.assumptions.append(note)
-            behind = dims[fact.a]
-            assert behind is not None
-            return frozenset({behind})
-        leak = fact.gap
-    if leak is not None:
-        raise NotCausalError(
-            f"{equation} reads up to {leak} rows ahead: its mask hides only what is more than {leak} rows later. "
-            "A causal mask keeps s <= t"
+    def dims(nodes: tuple[Node, ...], whole: int) -> tuple[tuple[int | None, ...], ...]:
+        return tuple(
+            tuple(0 if number >= whole and d == 0 else None for d in range(len(n.shape)))
+            for number, n in enumerate(nodes)
         )
-    if assume_causal and kept & {f for dims in factors.inputs for f in dims if f is not None}:
-        timing.assumptions.append(f"{equation} ignores later rows (assume_causal=True)")
-        return frozenset()
-    raise NotCausalError(
-        f"{equation} combines all rows of the time axis, and no mask was found that hides later ones (a mask must be "
-        f"exactly 0 in a sum, or -inf or at most {VERY_NEGATIVE:g} before a softmax). If the model is causal all the "
-        "same, pass assume_causal=True"
-    )
+
+    direction = "reverse" if parts.reverse else "forward"
+    inputs, outputs = dims(scan.inputs, parts.consts + parts.carry), dims(scan.outputs, parts.carry)
+    return Factors(inputs, outputs, cumulative={0: direction})
+
+
+_NEUTRAL = {
+    "dot": lambda fill: fill == 0,
+    "sum": lambda fill: fill == 0,
+    "max": lambda fill: fill <= VERY_NEGATIVE,
+    "min": lambda fill: fill >= -VERY_NEGATIVE,
+    "and": lambda fill: fill == 1,
+    "or": lambda fill: fill == 0,
+    "prod": lambda fill: fill == 1,
+}

@@ -1,117 +1,196 @@
 """What a step must compute of each value, found backward from its outputs.
 
-A demand gives a view of each dim: the k new rows, the last of them, all rows so far, or the dim as it is. A value that
-is demanded only as "all rows so far" is memory: it is stored as state, or made again from what is stored (see cut).
+A demand gives a view of each dim (see views). What is wanted of rows before the chunk's own is memory: it is stored as
+state, or made again from what is stored (see cut). All wants of one value that differ only in how many rows they reach
+back are served by one array, their hull.
 """
 
 import enum
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from jaxinfer.errors import NotCausalError
-from jaxinfer.graph import Equation, Graph, Node
-from jaxinfer.passes.incremental.causality import Timing
+from jaxinfer.graph import Equation, Node
+from jaxinfer.passes.incremental.causality import Reach, Timing
+from jaxinfer.passes.incremental.views import (
+    LAST,
+    PREFIX,
+    ROWS,
+    WHOLE,
+    Demand,
+    Kind,
+    Kinds,
+    View,
+    Views,
+    fresh,
+    holds,
+    hull,
+    kinds,
+    whole,
+)
 
 
-class View(enum.Enum):
-    """What is wanted of one dim."""
+class How(enum.Enum):
+    """Where a view of a value comes from; in the order in which views of one value are made."""
 
-    WHOLE = "whole"  # as it is in the forward
-    ROWS = "rows"  # rows pos .. pos + k: the chunk's
-    LAST = "last"  # row pos + n - 1: the chunk's last real one
-    PREFIX = "prefix"  # rows 0 .. L: everything so far
-
-
-Views = tuple[View, ...]
-Demand = tuple[Node, Views]
+    COMPUTE = 0  # by its equation, or given as the step's argument
+    REMEMBER = 1  # the state, with the chunk's own rows added
+    REQUEST = 3  # the state, where it was put when the sequence began
+    LAST_ROW = 2  # the last real one of the rows at hand
 
 
 @dataclass(eq=False)
 class Demands:
     """Everything a step computes."""
 
-    views: dict[Node, set[Views]]  # what is wanted of each value
-    memory: dict[Demand, Equation | None]  # demands met from state, or made again from state; who first asked
-    roots: set[Demand]  # those of them that new rows ask for, not only other memory
+    made: dict[Node, dict[Views, How]] = field(default_factory=dict)  # in the order in which they are made
+    memory: dict[Demand, Equation | None] = field(default_factory=dict)  # wants of earlier rows, and who asked first
+    roots: set[Demand] = field(default_factory=set)  # what the chunk's own rows ask for of it
 
-
-def whole(node: Node) -> Views:
-    """The view of a value as it is."""
-    return (View.WHOLE,) * len(node.shape)
+    def serving(self, node: Node, views: Views) -> Views:
+        """The view that is made of a value and holds this one."""
+        made = self.made[node]
+        return views if views in made else next(v for v in made if holds(v, views))
 
 
 def storable(demand: Demand, timing: Timing) -> bool:
     """Whether a memory demand can be state: rows along one time dim, everything else as it is."""
     node, views = demand
-    return len(timing.of(node)) == 1 and sum(v is not View.WHOLE for v in views) == 1
-
-
-def appended(demand: Demand) -> Views:
-    """The rows that a step adds to a stored value."""
-    return tuple(View.ROWS if v is View.PREFIX else v for v in demand[1])
+    rows = [(d, v) for d, v in enumerate(views) if v.kind is not Kind.WHOLE]
+    if len(timing.of(node)) != 1 or len(rows) != 1:
+        return False
+    ((d, view),) = rows
+    return node.shape[d] == timing.capacity if view.kind is Kind.PREFIX else view.hi <= 0  # with rows of time alone
 
 
 def is_memory(node: Node, views: Views, timing: Timing) -> bool:
-    """Whether only rows so far are wanted, of a value that depends on the rows of the input."""
+    """Whether only rows so far or shifted ones are wanted, of a value that depends on the rows of the input."""
     times = timing.of(node)
-    return bool(times) and all(views[d] is View.PREFIX for d in times)
+    return bool(times) and all(views[d].kind is Kind.PREFIX or views[d] not in (ROWS, LAST, WHOLE) for d in times)
+
+
+def repeatable(demand: Demand, timing: Timing) -> bool:
+    """Whether a memory demand may be made again from its operands.
+
+    By movement and elementwise work; by more only where rows ahead are wanted of a value, which no state can have.
+    """
+    node, views = demand
+    equation = node.equation
+    if equation is None or equation in timing.running:
+        return False
+    factors = timing.factors[equation]
+    if Kind.PREFIX in kinds(views):
+        return factors.movement and all(high <= 0 for _, high in factors.halo.values())
+    return factors.movement or not storable(demand, timing)
 
 
 def demands_of(
-    graph: Graph,
     timing: Timing,
     last: bool,
     store: Callable[[Demand], bool],
     recompute: Callable[[Demand], bool],
+    also: Sequence[Demand] = (),
 ) -> Demands:
     """Propagates the demand for the outputs' new rows (or last row) back to the inputs.
 
     Args:
         store: whether a memory demand is kept as state, which asks for its new rows.
-        recompute: whether a memory demand is made again, which asks its operands for all rows so far.
+        recompute: whether a memory demand is made again, which asks its operands for earlier rows.
+        also: wanted beside the outputs: memory to keep up though nothing in this step may read it.
     """
-    found = Demands({}, {}, set())
-    asked_by: dict[Demand, Equation | None] = {}
-    row = View.LAST if last else View.ROWS
-
-    def ask(node: Node, views: Views, by: Equation | None) -> None:
-        found.views.setdefault(node, set()).add(views)
-        asked_by.setdefault((node, views), by)
-
-    for node in graph.outputs:
-        ask(node, tuple(row if d in timing.of(node) else View.WHOLE for d in range(len(node.shape))), None)
-    for node, equation in _backward(graph):
-        wanted = found.views.get(node, set())
-        for views in [v for v in wanted if is_memory(node, v, timing)]:
-            demand = (node, views)
-            found.memory[demand] = asked_by[demand]
-            if store(demand):
-                ask(node, appended(demand), asked_by[demand])
-        for views in _computed(node, wanted):
-            demand = (node, views)
-            if equation is None or (demand in found.memory and not recompute(demand)):
-                continue
-            for operand, asked in operand_views(equation, node, views, timing):
-                ask(operand, asked, equation)
-                if demand not in found.memory and is_memory(operand, asked, timing):
-                    found.roots.add((operand, asked))
-    return found
+    search = _Search(timing, store, recompute)
+    row = LAST if last else ROWS
+    for node in timing.graph.outputs:
+        search.ask(node, tuple(row if d in timing.of(node) else WHOLE for d in range(len(node.shape))), None)
+    for node, views in also:
+        search.ask(node, views, None)
+    for equation in reversed(timing.graph.equations):
+        for node in equation.outputs:
+            search.visit(node, equation)
+    for node in timing.graph.inputs:
+        search.visit(node, None)
+    return search.found
 
 
-def _backward(graph: Graph) -> list[tuple[Node, Equation | None]]:
-    """Nodes, each after everything that reads it."""
-    inside: list[tuple[Node, Equation | None]] = [(n, e) for e in reversed(graph.equations) for n in e.outputs]
-    return [*inside, *((node, None) for node in graph.inputs)]
+class _Search:
+    """The wants of values not yet visited; a value is visited after all that reads it."""
+
+    def __init__(self, timing: Timing, store: Callable[[Demand], bool], recompute: Callable[[Demand], bool]):
+        self.timing, self.store, self.recompute = timing, store, recompute
+        self.found = Demands()
+        self.asked: dict[Node, dict[Views, Equation | None]] = {}
+
+    def ask(self, node: Node, views: Views, by: Equation | None) -> None:
+        self.asked.setdefault(node, {}).setdefault(views, by)
+
+    def visit(self, node: Node, equation: Equation | None) -> None:
+        """Settles where every view that is wanted of a value comes from, and asks its operands for it."""
+        wanted = self.asked.pop(node, None)
+        if wanted is None:
+            return
+        plan: dict[Views, How] = {}
+        done: set[Kinds] = set()
+        while groups := {k for k in map(kinds, wanted) if k not in done}:
+            # What is settled may ask for the chunk's own rows of the same value, whose turn is last.
+            group = min(groups, key=lambda g: max(g, default=Kind.WHOLE))
+            done.add(group)
+            self._settle(node, equation, group, plan, wanted)
+        self.found.made[node] = plan if len(plan) == 1 else dict(sorted(plan.items(), key=lambda i: i[1].value))
+
+    def _settle(self, node, equation, group: Kinds, plan: dict[Views, How], wanted) -> None:
+        """Settles what is wanted of a value in one combination of kinds."""
+        views = hull([v for v in wanted if kinds(v) == group])
+        by = next(by for v, by in wanted.items() if kinds(v) == group)
+        if Kind.LAST in group:
+            rows = last_to_rows(views)
+            if kinds(rows) in map(kinds, wanted) or _by_rows(equation, self.timing):
+                plan[views] = How.LAST_ROW
+                wanted.setdefault(rows, by)
+                return
+        if node in self.timing.requests and not any(group) and _worth_keeping(node, equation):
+            plan[views] = How.REQUEST
+        elif is_memory(node, views, self.timing):
+            self._memory(node, equation, views, by, plan, wanted)
+        else:
+            self._compute(node, equation, views, plan)
+
+    def _memory(self, node, equation, views: Views, by, plan: dict[Views, How], wanted) -> None:
+        demand = (node, views)
+        self.found.memory[demand] = by
+        if self.recompute(demand):
+            self._compute(node, equation, views, plan)
+        if self.store(demand):
+            plan[views] = How.REMEMBER
+            if kinds(fresh(views)) == kinds(views):  # a window: its own group, so nobody else makes the new rows
+                self._compute(node, equation, fresh(views), plan)
+            else:
+                wanted.setdefault(fresh(views), by)
+
+    def _compute(self, node: Node, equation: Equation | None, views: Views, plan: dict[Views, How]) -> None:
+        plan[views] = How.COMPUTE
+        if equation is None:
+            return
+        for operand, asked in operand_views(equation, node, views, self.timing):
+            self.ask(operand, asked, equation)
+            if not is_memory(node, views, self.timing) and is_memory(operand, asked, self.timing):
+                self.found.roots.add((operand, asked))
 
 
-def _computed(node: Node, wanted: set[Views]) -> list[Views]:
-    """Views that need work of their own: the last row is sliced from the rows where those are made anyway."""
-    return sorted((v for v in wanted if last_to_rows(v) not in wanted or View.LAST not in v), key=str)
+def _worth_keeping(node: Node, equation: Equation | None) -> bool:
+    """Whether a value that the request decides is kept as it is: what only spreads a smaller one out is made again."""
+    sizes = [math.prod(n.shape) for n in equation.inputs] if equation is not None else []
+    return equation is None or equation.name != "broadcast_in_dim" or math.prod(node.shape) <= max(sizes)
+
+
+def _by_rows(equation: Equation | None, timing: Timing) -> bool:
+    """Whether the last row is made as one of the rows: what shifts or runs along time knows no row by itself."""
+    return equation is not None and (equation in timing.running or bool(timing.factors[equation].halo))
 
 
 def last_to_rows(views: Views) -> Views:
     """The same view with all new rows instead of the last."""
-    return tuple(View.ROWS if v is View.LAST else v for v in views)
+    return tuple(ROWS if v == LAST else v for v in views)
 
 
 def operand_views(equation: Equation, node: Node, views: Views, timing: Timing) -> list[tuple[Node, Views]]:
@@ -120,28 +199,53 @@ def operand_views(equation: Equation, node: Node, views: Views, timing: Timing) 
     A value that no row of the input reaches may be made whole and sliced; then its operands are asked whole.
     """
     factors = timing.factors[equation]
-    outputs = factors.outputs[equation.outputs.index(node)]
-    dynamic = node in timing.dims
-    by_factor: dict[int | None, View] = {}
-    for factor, view in zip(outputs, views, strict=True):
-        if view is View.WHOLE:
-            continue
-        if factor is None:
-            if dynamic:
+    if sliced_from_whole(equation, node, views, timing):
+        return [(operand, whole(operand)) for operand in equation.inputs]
+    by_factor: dict[int, View] = {}
+    for factor, view in zip(factors.outputs[equation.outputs.index(node)], views, strict=True):
+        if view.kind is not Kind.WHOLE:
+            if factor is None:
                 raise NotCausalError(f"{equation} can't be made row by row")
-            return [(operand, whole(operand)) for operand in equation.inputs]
-        by_factor[factor] = view
-    for factor in timing.summed.get(equation, ()):
-        by_factor[factor] = View.PREFIX
+            by_factor[factor] = view
+    for factor, reach in timing.summed.get(equation, {}).items():
+        by_factor[factor] = _rows_reached(reach, by_factor)
     return [
-        (operand, tuple(View.WHOLE if f is None else by_factor.get(f, View.WHOLE) for f in dims))
-        for operand, dims in zip(equation.inputs, factors.inputs, strict=True)
+        (operand, tuple(_asked(equation, number, d, f, by_factor, timing) for d, f in enumerate(dims)))
+        for number, (operand, dims) in enumerate(zip(equation.inputs, timing.factors[equation].inputs, strict=True))
     ]
+
+
+def _asked(
+    equation: Equation, number: int, dim: int, factor: int | None, views: dict[int, View], timing: Timing
+) -> View:
+    """What the view of a factor asks of an operand's dim."""
+    if factor is None or factor not in views:
+        return WHOLE
+    view = views[factor]
+    halo = timing.factors[equation].halo.get((number, dim), (0, 0))
+    node = equation.inputs[number]
+    if view.kind is Kind.PREFIX and node in timing.dims:
+        return View(Kind.PREFIX, *timing.extent.get((node, dim), (0, 0)))
+    if view.kind is Kind.PREFIX and equation.name == "concatenate" and view != PREFIX:
+        return WHOLE  # rows that aren't time, joined on
+    return view.shifted(*halo)
+
+
+def _rows_reached(reach: Reach, by_factor: dict[int, View]) -> View:
+    """Which rows of a reduced time dim matter: everything so far, or a window before the rows of the result."""
+    behind = WHOLE if reach.behind is None else by_factor.get(reach.behind, WHOLE)
+    if reach.window is None or behind.kind in (Kind.PREFIX, Kind.WHOLE):
+        return View(Kind.PREFIX, *reach.extent)
+    return View(Kind.ROWS, behind.lo - reach.window, behind.hi)
 
 
 def sliced_from_whole(equation: Equation, node: Node, views: Views, timing: Timing) -> bool:
     """Whether a view of a value that no row reaches is made by slicing the whole of it."""
     if node in timing.dims:
         return False
-    outputs = timing.factors[equation].outputs[equation.outputs.index(node)]
-    return any(v is not View.WHOLE and f is None for v, f in zip(views, outputs, strict=True))
+    factors = timing.factors[equation]
+    viewed = [(f, v) for f, v in zip(factors.outputs[equation.outputs.index(node)], views, strict=True) if v != WHOLE]
+    if any(f is None or f in factors.cumulative for f, _ in viewed):
+        return True
+    shifted = {dims[d] for (i, d) in factors.halo for dims in [factors.inputs[i]]}
+    return any(f in shifted and (equation.name != "slice" or v.kind is Kind.PREFIX) for f, v in viewed)

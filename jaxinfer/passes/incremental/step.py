@@ -1,76 +1,22 @@
 """Step: the incremental form of a causal Program, usable by itself or inside a user's own jit."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxinfer.errors import RequestError
-from jaxinfer.graph import Equation, Graph, Node
-from jaxinfer.passes.incremental import emit
+from jaxinfer.graph import Equation, Graph, Node, evaluate
+from jaxinfer.passes.incremental import convolution, emit, running
 from jaxinfer.passes.incremental.causality import Timing
-from jaxinfer.passes.incremental.demand import (
-    Demand,
-    Demands,
-    View,
-    appended,
-    demands_of,
-    last_to_rows,
-    operand_views,
-    sliced_from_whole,
-)
+from jaxinfer.passes.incremental.demand import Demands, How, demands_of, last_to_rows, operand_views, sliced_from_whole
 from jaxinfer.passes.incremental.emit import Array, Window
+from jaxinfer.passes.incremental.state import rows_spec, whole_spec
+from jaxinfer.passes.incremental.views import LAST, ROWS, WHOLE, Demand, Kind, Place, View, Views, fresh, kinds
 
 State = tuple[Array, ...]
-
-
-@dataclass(frozen=True)
-class StateSpec:
-    """One array of the state: a value of the forward, a row for each token, stored in the order its reader wants."""
-
-    demand: Demand
-    order: tuple[int, ...]  # storage dim -> dim of the value
-    time: int  # which storage dim is time
-
-    @property
-    def node(self) -> Node:
-        return self.demand[0]
-
-    @property
-    def bytes_per_row(self) -> int:
-        """Bytes that one token adds."""
-        return math.prod(n for d, n in enumerate(self.shape(1))) * self.node.dtype.itemsize
-
-    def shape(self, length: int) -> tuple[int, ...]:
-        """Shape for one slot that holds `length` rows."""
-        return tuple(length if i == self.time else self.node.shape[d] for i, d in enumerate(self.order))
-
-    def append(self, stored: Array, rows: Array, at: Window) -> Array:
-        """Writes the chunk's n real rows at `pos`; rows past n or past the end are dropped, never shifted."""
-        rows = jnp.transpose(rows, self.order)
-        if at.k == 1:
-            # A second row, dropped: XLA turns a scatter of one row into a dynamic-update-slice, fuses that into each
-            # reader, and then copies the whole state twice a step.
-            rows = jnp.concatenate([rows, rows], axis=self.time)
-        chunk = jnp.arange(rows.shape[self.time], dtype=jnp.int32)
-        index = jnp.where(chunk < at.n, at.pos + chunk, stored.shape[self.time])
-        where = (slice(None),) * self.time + (index,)
-        return stored.at[where].set(rows, mode="drop")
-
-    def read(self, stored: Array, length: int) -> Array:
-        """The first `length` rows, in the value's own order of dims."""
-        rows = jax.lax.slice_in_dim(stored, 0, length, axis=self.time)
-        return jnp.transpose(rows, np.argsort(self.order).tolist())
-
-    def __str__(self) -> str:
-        dims = " ".join("time" if i == self.time else str(self.node.shape[d]) for i, d in enumerate(self.order))
-        made = f"{self.node.equation}" if self.node.equation else "the input"
-        return f"{self.node.dtype}[{dims}]: {self.bytes_per_row} bytes a token, from {made}"
 
 
 class Step:
@@ -80,12 +26,21 @@ class Step:
     larger k prefills; both are the same derivation. Made by `ji.incremental`.
     """
 
-    def __init__(self, graph: Graph, timing: Timing, stored: frozenset[Demand], sources: Sequence[Node], capacity: int):
-        self.graph, self.timing, self.capacity = graph, timing, capacity
-        self.sources = tuple(sources)  # inputs made of rows in time; the other inputs are parameters
+    def __init__(
+        self, timing: Timing, stored: frozenset[Place], sources: Sequence[Node], requests: Sequence[Node] = ()
+    ):
+        self.timing, self.graph, self.capacity = timing, timing.graph, timing.capacity
+        self.sources = tuple(sources)  # inputs made of rows in time
+        self.requests = tuple(requests)  # inputs that a sequence has once, as a whole; the others are parameters
         self._stored = stored
-        ordered = sorted(stored, key=lambda d: (_number(d[0]), str(d[1])))
-        self.state_specs = tuple(_state_spec(graph, timing, d) for d in ordered)
+        remembered = [(n, v) for n, plan in self._rows.made.items() for v, how in plan.items() if how is How.REMEMBER]
+        readers = self.graph.consumers()
+        kept = [rows_spec(readers, timing, d, _rows_kept(d[1])) for d in remembered]
+        self._carried = {e: running.carries_of(e) for e in self.graph.equations if e in self._running}
+        kept += [whole_spec(node) for nodes in self._carried.values() for node in nodes]
+        self._requested = [n for n, plan in self._rows.made.items() if How.REQUEST in plan.values()]
+        kept += [whole_spec(node) for node in self._requested]
+        self.state_specs = tuple(sorted(kept, key=lambda s: _number(s.node)))
 
     @cached_property
     def _rows(self) -> Demands:
@@ -93,21 +48,33 @@ class Step:
 
     @cached_property
     def _last(self) -> Demands:
-        return self._demands(last=True)
+        return self._demands(last=True, also=[s.demand for s in self.state_specs if s.demand is not None])
 
-    def _demands(self, last: bool) -> Demands:
+    def _demands(self, last: bool, also: Sequence[Demand] = ()) -> Demands:
+        stored = self._stored
         return demands_of(
-            self.graph,
             self.timing,
             last,
-            store=lambda d: d in self._stored,
-            recompute=lambda d: d not in self._stored,
+            store=lambda d: (d[0], kinds(d[1])) in stored,
+            recompute=lambda d: (d[0], kinds(d[1])) not in stored,
+            also=also,
         )
+
+    @cached_property
+    def _running(self) -> frozenset[Equation]:
+        """The running equations that some output needs."""
+        made = self._rows.made
+        return frozenset(e for e in self.timing.running if any(n in made for n in e.outputs))
 
     @property
     def bytes_per_token(self) -> int:
         """State that one token of one sequence adds, in bytes."""
         return sum(s.bytes_per_row for s in self.state_specs)
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        """State that a sequence takes whatever its length, in bytes: windows and running carries."""
+        return sum(s.fixed_bytes for s in self.state_specs)
 
     def init(self, slots: int, length: int | None = None) -> State:
         """An empty state: [slots, ...] zeros for each stored value, with room for `length` rows (all by default)."""
@@ -119,6 +86,32 @@ class Step:
         if not 0 < length <= self.capacity:
             raise RequestError(f"a state holds 1 to {self.capacity} rows (the length it was derived at), got {length}")
         return tuple(jax.ShapeDtypeStruct((slots, *s.shape(length)), s.node.dtype) for s in self.state_specs)
+
+    def begin(self, params: Sequence[Any], inputs: Sequence[Array], state: State) -> State:
+        """Puts what the request alone decides (an encoder's output, cross-attention's keys and values) into the state.
+
+        Args:
+            params: as for the step.
+            inputs: the whole inputs of every slot, in the order of `requests`, with a leading slots dim.
+            state: of any content; only the request's part of it is replaced.
+        """
+        wanted = set(self._requested)
+        equations = []
+        for equation in reversed(self.graph.equations):
+            if any(n in wanted for n in equation.outputs):
+                wanted.update(equation.inputs)
+                equations.append(equation)
+        part = Graph((*self._params, *self.requests), tuple(self._requested), equations[::-1])
+        values = jax.vmap(lambda given: evaluate(part, [*params, *given]))(list(inputs))
+        after = list(state)
+        places = {spec.node: i for i, spec in enumerate(self.state_specs)}
+        for node, value in zip(self._requested, values, strict=True):
+            after[places[node]] = value
+        return tuple(after)
+
+    @property
+    def _params(self) -> list[Node]:
+        return [n for n in self.graph.inputs if n not in self.sources and n not in self.requests]
 
     def __call__(
         self,
@@ -134,7 +127,7 @@ class Step:
         """Runs k new rows in every slot.
 
         Args:
-            params: the flat parameters, in the order of the graph's inputs less the sources.
+            params: the flat parameters, in the order of the graph's inputs less the sources and requests.
             rows: for each source, its rows with a leading slots dim: the source's shape with k rows in time.
             positions: int32 [slots], the index of each slot's first new row; 0 starts a sequence.
             counts: int32 [slots], how many of the k rows are real; the others leave no trace. All by default.
@@ -156,31 +149,36 @@ class Step:
 
     def _room(self, state: State) -> int:
         """Rows that one slot's state has room for."""
-        return state[0].shape[self.state_specs[0].time] if self.state_specs else self.capacity
+        rooms = [a.shape[s.template.index(None)] for s, a in zip(self.state_specs, state, strict=True) if s.grows]
+        return rooms[0] if rooms else self.capacity
+
+    def carried(self, equation: Equation) -> list[Node]:
+        """What a running equation hands on, as the state's nodes."""
+        return self._carried[equation]
 
     def run_one(
         self, params: Sequence[Any], rows: Sequence[Array], at: Window, state: State, *, last: bool
     ) -> tuple[tuple[Array, ...], State]:
         """The step of one sequence; what `__call__` maps over slots."""
         demands = self._last if last else self._rows
-        held = iter(params)
-        given = {n: rows[self.sources.index(n)] if n in self.sources else next(held) for n in self.graph.inputs}
+        given = dict(zip(self._params, params, strict=True)) | dict(zip(self.sources, rows, strict=True))
         run = _Run(self, demands, at, given, list(state))
         for node in self.graph.inputs:
             run.serve(node, None)
         for equation in self.graph.equations:
             for node in equation.outputs:
                 run.serve(node, equation)
-        row = View.LAST if last else View.ROWS
+        row = LAST if last else ROWS
         outputs = [
-            run.get(n, tuple(row if d in self.timing.of(n) else View.WHOLE for d in range(len(n.shape))))
+            run.get(n, tuple(row if d in self.timing.of(n) else WHOLE for d in range(len(n.shape))))
             for n in self.graph.outputs
         ]
         return tuple(outputs), tuple(run.state)
 
     def explain(self) -> str:
         """What is kept of each token, and on what assumptions."""
-        lines = [f"state: {len(self.state_specs)} values, {self.bytes_per_token} bytes a token"]
+        fixed = f" and {self.bytes_per_sequence} a sequence" if self.bytes_per_sequence else ""
+        lines = [f"state: {len(self.state_specs)} values, {self.bytes_per_token} bytes a token{fixed}"]
         lines += [f"  {spec}" for spec in self.state_specs]
         lines += [f"assumed: {a}" for a in self.timing.assumptions]
         return "\n".join(lines)
@@ -194,54 +192,84 @@ class _Run:
     def __init__(self, step: Step, demands: Demands, at: Window, given: dict[Node, Any], state: list[Array]):
         self.step, self.demands, self.at, self.given, self.state = step, demands, at, given, state
         self.values: dict[Demand, Array] = {}
-        self.slot_of = {spec.demand: i for i, spec in enumerate(step.state_specs)}
+        specs = list(enumerate(step.state_specs))
+        self.rows_of = {(s.demand[0], kinds(s.demand[1])): i for i, s in specs if s.demand is not None}
+        self.whole_of = {s.node: i for i, s in specs if s.demand is None}
 
-    def get(self, node: Node, views: tuple[View, ...]) -> Array:
-        if (node, views) not in self.values:
-            self.values[node, views] = self.at.slice(jnp.asarray(node.value, node.dtype), views)  # a constant
-        return self.values[node, views]
+    def get(self, node: Node, views: Views) -> Array:
+        if node.constant:
+            if (node, views) not in self.values:
+                self.values[node, views] = self.at.slice(jnp.asarray(node.value, node.dtype), views)
+            return self.values[node, views]
+        made = self.demands.serving(node, views)
+        return self.at.narrow(self.values[node, made], made, views)
 
     def serve(self, node: Node, equation: Equation | None) -> None:
         """Makes every demanded view of a value: the chunk's rows first, since state and last rows come from them."""
-        for views in sorted(self.demands.views.get(node, ()), key=_rows_first):
+        for views, how in self.demands.made.get(node, {}).items():
             demand = (node, views)
             if demand in self.values:
                 continue
-            if demand in self.slot_of:
-                self.values[demand] = self._remember(demand)
-            elif View.LAST in views and (node, last_to_rows(views)) in self.values:
-                self.values[demand] = self.at.last(self.values[node, last_to_rows(views)], views)
+            if how is How.REMEMBER:
+                self.values[demand] = self._remember(node, views)
+            elif how is How.REQUEST:
+                self.values[demand] = self.state[self.whole_of[node]]
+            elif how is How.LAST_ROW:
+                self.values[demand] = self.at.last(self.get(node, last_to_rows(views)), views)
             elif equation is None:
                 self.values[demand] = self._input(node, views)
             else:
                 self._compute(equation, node, views)
 
-    def _remember(self, demand: Demand) -> Array:
-        i = self.slot_of[demand]
+    def _remember(self, node: Node, views: Views) -> Array:
+        i = self.rows_of[node, kinds(views)]
         spec = self.step.state_specs[i]
-        self.state[i] = spec.append(self.state[i], self.values[demand[0], appended(demand)], self.at)
-        return spec.read(self.state[i], self.at.length)
+        self.state[i], value = spec.append(self.state[i], self.get(node, fresh(views)), self.at)
+        if spec.rows is None:
+            return value
+        held = tuple(View(Kind.ROWS, -spec.rows, 0) if v.kind is Kind.ROWS else v for v in views)
+        return self.at.narrow(value, held, views)
 
-    def _input(self, node: Node, views: tuple[View, ...]) -> Array:
+    def _input(self, node: Node, views: Views) -> Array:
         value = self.given[node]
         if node not in self.step.sources:
             return self.at.slice(value, views)
         return self.at.last(value, views)  # the rows themselves, or the last of them
 
-    def _compute(self, equation: Equation, node: Node, views: tuple[View, ...]) -> None:
-        timing = self.step.timing
+    def _compute(self, equation: Equation, node: Node, views: Views) -> None:
+        timing, at = self.step.timing, self.at
         asked = operand_views(equation, node, views, timing)
         operands = [self.get(n, v) for n, v in asked]
+        if equation in timing.running:
+            self._continue(equation, operands, views)
+            return
         if sliced_from_whole(equation, node, views, timing):
             results = _bound(equation, equation.primitive.bind(*operands, **equation.params))
-            self.values[node, views] = self.at.slice(results[equation.outputs.index(node)], views)
+            self.values[node, views] = at.slice(results[equation.outputs.index(node)], views)
             return
-        sizes = self.at.sizes(node, views)
-        result = emit.bind(equation, operands, [v for _, v in asked], sizes, views, self.at, timing.factors[equation])
+        factors, given = timing.factors[equation], [v for _, v in asked]
+        if equation.name == convolution.NAME:
+            (out,), signal = equation.outputs, next(i for i, n in enumerate(equation.inputs) if n in timing.dims)
+            view = views[equation.params["time"]]
+            self.values[out, views] = convolution.emit_long(equation, operands, signal, view, at)
+            return
+        windows = {f for f, reach in timing.summed.get(equation, {}).items() if reach.window is not None}
+        operands = emit.neutralised(operands, given, factors, windows, at)
+        result = emit.bind(equation, operands, given, at.sizes(node, views), views, at, factors)
         for out, value in zip(equation.outputs, _bound(equation, result), strict=True):
             # All results of one equation have the same factors here, so they come out in the same view.
-            if out is node or views in self.demands.views.get(out, ()):
+            if out is node or views in self.demands.made.get(out, {}):
                 self.values.setdefault((out, views), value)
+
+    def _continue(self, equation: Equation, operands: Sequence[Array], views: Views) -> None:
+        places = [self.whole_of[node] for node in self.step.carried(equation)]
+        results, carries = running.run(equation, operands, [self.state[i] for i in places], self.at)
+        for i, carry in zip(places, carries, strict=True):
+            self.state[i] = carry.astype(self.state[i].dtype)
+        for out, value in zip(equation.outputs, results, strict=True):
+            for made, how in self.demands.made.get(out, {}).items():
+                if how is How.COMPUTE:
+                    self.values[out, made] = value
 
 
 def _bound(equation: Equation, result: Any) -> Sequence[Array]:
@@ -252,40 +280,6 @@ def _number(node: Node) -> int:
     return -1 if node.equation is None else node.equation.number
 
 
-def _rows_first(views: tuple[View, ...]) -> tuple[int, str]:
-    rank = 0 if View.ROWS in views else 1 if View.LAST in views else 2
-    return (3 if View.PREFIX in views and rank == 2 else rank, str(views))
-
-
-def _state_spec(graph: Graph, timing: Timing, demand: Demand) -> StateSpec:
-    """Storage order: the batch dims of the contraction that reads the value, then time, then the rest.
-
-    A batched matrix product then reads rows without moving them: with [group, time, dim] in place of
-    [time, group, dim] for K a decode step of 30 layers took 31 ms instead of 53.
-    """
-    node = demand[0]
-    (time,) = timing.of(node)
-    first = [d for d in _reader_batch(graph, timing, node) if d != time]
-    rest = [d for d in range(len(node.shape)) if d != time and d not in first]
-    return StateSpec(demand, (*first, time, *rest), len(first))
-
-
-def _reader_batch(graph: Graph, timing: Timing, node: Node) -> list[int]:
-    """Dims of a value that are batch dims of the first contraction it reaches by movement alone."""
-    frontier = [(node, tuple(range(len(node.shape))))]  # (value, which dim of ours each of its dims is, -1 for none)
-    readers = graph.consumers()
-    seen = {node}
-    while frontier:
-        here, ours = frontier.pop(0)
-        for equation in readers.get(here, ()):
-            factors = timing.factors[equation]
-            dims = factors.inputs[equation.inputs.index(here)]
-            mine = {f: ours[d] for d, f in enumerate(dims) if f is not None and ours[d] >= 0}
-            if factors.reduction == "dot":
-                both = set(factors.inputs[0]) & set(factors.inputs[1]) & set(factors.outputs[0])
-                return [mine[f] for f in factors.outputs[0] if f in both and f in mine]
-            for out, kept in zip(equation.outputs, factors.outputs, strict=True):
-                if factors.movement and out not in seen:
-                    seen.add(out)
-                    frontier.append((out, tuple(-1 if f is None else mine.get(f, -1) for f in kept)))
-    return []
+def _rows_kept(views: Views) -> int | None:
+    """Rows that a memory demand needs of earlier steps; None for all."""
+    return None if Kind.PREFIX in kinds(views) else max(-v.lo for v in views)
