@@ -6,17 +6,19 @@ from typing import Any, Literal, overload
 import jax
 import numpy as np
 
+from jaxinfer.aot import CompileReport
 from jaxinfer.errors import RequestError, TraceError
 from jaxinfer.program import Program
 from jaxinfer.results import Completion, Delta, Score, TokenLogprob, Usage
 from jaxinfer.runtime.generation import Generated, Group
+from jaxinfer.runtime.inputs import Sizes, checked, checked_specs
 from jaxinfer.runtime.options import GenerationOptions
 from jaxinfer.runtime.programs import SLOTS, STEPS, Programs
 from jaxinfer.runtime.rows import logits_of, scores_of
 from jaxinfer.runtime.transcript import Transcript
-from jaxinfer.specs import spec
+from jaxinfer.specs import Spec, spec
 from jaxinfer.text.tokenizer import Tokenizer
-from jaxinfer.tracing import trace
+from jaxinfer.tracing import trace, trace_named
 
 __all__ = ["Completion", "Delta", "LanguageModel", "Score", "TokenLogprob", "Usage"]
 
@@ -33,6 +35,8 @@ class LanguageModel:
         max_len: the most tokens of a sequence, prompt and answer together.
         tokenizer: jaxinfer.text.tokenizer.Tokenizer; without one, prompts and results are token ids.
         eos_id: token or tokens that end an answer; the tokenizer's own by default.
+        inputs: what a request has beside its tokens, once and as a whole: {"source": ji.spec("batch source", "int32")}
+            for an encoder's text, image or audio. The forward takes them by name: forward(params, tokens, source=...).
         axes: "batch time", or "time" for a forward over a single sequence.
         assume_causal: accept a missing proof of causality (never a leak that was found).
 
@@ -49,14 +53,19 @@ class LanguageModel:
         max_len: int = 512,
         tokenizer: Tokenizer | None = None,
         eos_id: int | Sequence[int] | None = None,
+        inputs: Mapping[str, Spec] | None = None,
         axes: str = "batch time",
         assume_causal: bool = False,
         device: Any = None,
     ):
         if axes not in ("batch time", "time"):
             raise TraceError(f"axes must be 'batch time' or 'time', got {axes!r}")
-        arguments = () if params is None else (params,)
-        program = forward if isinstance(forward, Program) else trace(forward, *arguments, spec(axes, "int32"))
+        if isinstance(forward, Program):
+            program = forward
+        else:
+            arguments = (*(() if params is None else (params,)), spec(axes, "int32"))
+            named = checked_specs(inputs or {})
+            program = trace_named(forward, arguments, named) if named else trace(forward, *arguments)
         self._set_up(program, max_len, tokenizer, eos_id, assume_causal, device, config=None)
 
     @classmethod
@@ -88,10 +97,19 @@ class LanguageModel:
             raise RequestError(f"max_len must be at least 2 (a prompt token and a new one), got {max_len}")
         self.program, self.config, self.tokenizer, self.max_len = program, config, tokenizer, max_len
         device = device or jax.local_devices()[0]
-        leaves = [jax.device_put(leaf, device) for leaf in jax.tree.leaves(program.params)]
-        self._programs = Programs(program, leaves, max_len, device, assume_causal)
+        self._device, self._assume_causal, self._report = device, assume_causal, CompileReport()
+        self._params = [jax.device_put(leaf, device) for leaf in jax.tree.leaves(program.params)]
+        self._inputs: Mapping[str, Spec] = program.inputs[1] if len(program.inputs) > 1 else {}
+        self._programs_of: dict[Sizes, Programs] = {}
         given = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
         self.eos_ids = frozenset(given) or (tokenizer.eos_ids if tokenizer is not None else frozenset())
+
+    def _programs(self, sizes: Sizes = ()) -> Programs:
+        """The programs for requests whose inputs have these sizes."""
+        if sizes not in self._programs_of:
+            given = (self.max_len, self._device, self._assume_causal, dict(sizes), self._report)
+            self._programs_of[sizes] = Programs(self.program, self._params, *given)
+        return self._programs_of[sizes]
 
     @property
     def vocab_size(self) -> int | None:
@@ -101,12 +119,13 @@ class LanguageModel:
 
     def compile_report(self) -> dict[str, Any]:
         """Programs made ready since load: compiled by XLA, loaded from the cache on disk, and the seconds it took."""
-        report = self._programs.report
+        report = self._report
         return {"compiled": report.compiled, "loaded": report.loaded, "seconds": report.seconds}
 
     def explain(self) -> str:
         """What was derived: the state kept of each token, and what that assumes."""
-        return self._programs.step.explain()
+        named = [d for leaf in self._inputs.values() for d in leaf.names if d != "batch"]
+        return self._programs(tuple(sorted((d, self.program.analysis_sizes[d]) for d in set(named)))).step.explain()
 
     def generate(
         self,
@@ -122,6 +141,7 @@ class LanguageModel:
         stop: str | int | Iterable[str | int] = (),
         logprobs: int = 0,
         ignore_eos: bool = False,
+        inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ) -> Any:
         """Continues prompts.
 
@@ -134,6 +154,8 @@ class LanguageModel:
             stop: strings and token ids that end an answer; not part of its text.
             logprobs: report each token's log probability and this many of the likeliest tokens; 0 reports none.
             ignore_eos: go on after the model's own end token.
+            inputs: {name: array without a batch dim} for a model with `inputs`; a list of them for a list of prompts.
+                Requests whose arrays have the same sizes share a batch; each combination of sizes compiles its own.
 
         Returns:
             A Completion for a single prompt with n = 1, else a list of them: a prompt's samples stand together.
@@ -146,29 +168,34 @@ class LanguageModel:
         ).checked()
         single = isinstance(prompts, str) or _is_ids(prompts)
         listed: Sequence[Any] = [prompts] if single else list(prompts)
-        runs = [run for prompt in listed for run in self._runs(prompt, options)]
-        for start in range(0, len(runs), SLOTS[-1]):
-            self._drive(runs[start : start + SLOTS[-1]], options, STEPS)
+        requests = self._requests(inputs, len(listed), single)
+        pairs = zip(listed, requests, strict=True)
+        runs = [run for prompt, given in pairs for run in self._runs(prompt, options, given)]
+        for sizes in dict.fromkeys(run.sequence.sizes for run in runs):
+            alike = [run for run in runs if run.sequence.sizes == sizes]
+            for start in range(0, len(alike), SLOTS[-1]):
+                self._drive(alike[start : start + SLOTS[-1]], options, STEPS)
         completions = [run.completion() for run in runs]
         return completions[0] if single and n == 1 else completions
 
     def _drive(self, runs: list[Transcript], options: GenerationOptions, steps: int) -> None:
-        group = Group(self._programs, [run.sequence for run in runs], options.logprobs > 0)
+        programs = self._programs(runs[0].sequence.sizes)
+        group = Group(programs, [run.sequence for run in runs], options.logprobs > 0)
         for fresh in group.run(steps):
             for i, (run, tokens) in enumerate(zip(runs, fresh, strict=True)):
                 if tokens and run.advance(tokens):
                     group.end(i)
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Delta]:
+    def stream(self, prompt: Prompt, *, inputs: Mapping[str, Any] | None = None, **options: Any) -> Iterator[Delta]:
         """Like `generate` for one prompt and n = 1, piece by piece; the last Delta has the finish_reason."""
         checked = GenerationOptions(**options).checked()
         if checked.n != 1:
             raise RequestError(f"stream follows one sample, got n={checked.n}; use generate, or call stream n times")
-        (run,) = self._runs(prompt, checked)
+        (run,) = self._runs(prompt, checked, *self._requests(inputs, 1, True))
         return self._stream(run, checked)
 
     def _stream(self, run: Transcript, options: GenerationOptions) -> Iterator[Delta]:
-        group = Group(self._programs, [run.sequence], options.logprobs > 0)
+        group = Group(self._programs(run.sequence.sizes), [run.sequence], options.logprobs > 0)
         for (tokens,) in group.run(steps=1):
             before = len(run.text)
             if run.advance(tokens):
@@ -194,26 +221,49 @@ class LanguageModel:
         prompt = self.tokenizer.encode(text, add_special=False)
         return self.stream(prompt, **options) if stream else self.generate(prompt, **options)
 
-    def score(self, texts: Prompt | Sequence[Prompt]) -> Any:
-        """Log-likelihood of each token of given texts: a Score, or a list of them."""
+    def score(self, texts: Prompt | Sequence[Prompt], *, inputs: Any = None) -> Any:
+        """Log-likelihood of each token of given texts: a Score, or a list of them. `inputs` as in `generate`."""
         single = isinstance(texts, str) or _is_ids(texts)
         listed: Sequence[Any] = [texts] if single else list(texts)
-        scores = scores_of(self._programs, [self._ids(text, room=0, least=2) for text in listed])
+        ids = [self._ids(text, room=0, least=2) for text in listed]
+        requests = self._requests(inputs, len(listed), single)
+        scores: list[Any] = [None] * len(ids)
+        for sizes in dict.fromkeys(sizes for _, sizes in requests):
+            alike = [i for i, request in enumerate(requests) if request[1] == sizes]
+            found = scores_of(self._programs(sizes), [ids[i] for i in alike], [requests[i][0] for i in alike])
+            for i, score in zip(alike, found, strict=True):
+                scores[i] = score
         return scores[0] if single else scores
 
-    def __call__(self, tokens: Any) -> np.ndarray:
-        """The forward on a batch, by the derived step: int [batch, time] -> float logits [batch, time, vocab]."""
+    def __call__(self, tokens: Any, **inputs: Any) -> np.ndarray:
+        """The forward on a batch, by the derived step: int [batch, time] -> float logits [batch, time, vocab].
+
+        A model with `inputs` takes them by name, each with the batch as its first dim.
+        """
         batch = np.asarray(tokens)
         if batch.ndim != 2 or batch.dtype.kind not in "iu":
             raise RequestError(f"tokens should be integers [batch, time], got {batch.dtype}{list(batch.shape)}")
-        return logits_of(self._programs, [self._ids(row.tolist(), room=0) for row in batch])
+        rows = [{name: np.asarray(array)[i] for name, array in inputs.items()} for i in range(len(batch))]
+        requests = [checked(self._inputs, row) for row in rows]
+        ids = [self._ids(row.tolist(), room=0) for row in batch]
+        return logits_of(self._programs(requests[0][1]), ids, [request for request, _ in requests])
 
-    def _runs(self, prompt: Prompt, options: GenerationOptions) -> list[Transcript]:
+    def _requests(self, inputs: Any, count: int, single: bool) -> list[tuple[dict[str, np.ndarray], Sizes]]:
+        """The checked inputs of each prompt, and their sizes."""
+        listed = [inputs] * count if single or inputs is None else list(inputs)
+        if len(listed) != count or (not single and isinstance(inputs, Mapping)):
+            raise RequestError(f"give a list with the inputs of each of {count} prompts, got {type(inputs).__name__}")
+        return [checked(self._inputs, given) for given in listed]
+
+    def _runs(
+        self, prompt: Prompt, options: GenerationOptions, request: tuple[dict[str, np.ndarray], Sizes]
+    ) -> list[Transcript]:
         ids = self._ids(prompt)
         sampling = options.sampling().seeded()
         limit = min(options.max_tokens, self.max_len - len(ids))
         stops = options.stop_ids | (frozenset() if options.ignore_eos else self.eos_ids)
-        sequences = [Generated(ids, sampling, sampling.seed or 0, i, limit, stops) for i in range(options.n)]
+        seed = sampling.seed or 0
+        sequences = [Generated(ids, sampling, seed, i, limit, stops, *request) for i in range(options.n)]
         return [Transcript(sequence, self.tokenizer, options) for sequence in sequences]
 
     def _ids(self, prompt: Prompt, room: int = 1, least: int = 1) -> list[int]:

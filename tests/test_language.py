@@ -99,7 +99,7 @@ def test_the_state_grows_past_its_first_bucket(lm, forward, monkeypatch):
     """More than 8 decode calls' worth of tokens: the sequence outgrows the room it was given at first."""
     prompt, n = PROMPTS[0], 60
     wide = ji.load(fixtures() / "llama-gqa")
-    wide._programs.lengths = [8, 16, 64]
+    wide._programs().lengths = [8, 16, 64]
     monkeypatch.setattr(generation, "STEPS", 1)  # room is made for 8 calls' worth of tokens
     completion = wide.generate(prompt, max_tokens=n, ignore_eos=True)
     assert completion.tokens == greedy(forward, prompt, n)
@@ -108,7 +108,7 @@ def test_the_state_grows_past_its_first_bucket(lm, forward, monkeypatch):
 def test_no_room_is_made_beyond_the_last_token(lm, forward):
     """A prompt and answer that exactly fill a bucket stay in it."""
     exact = ji.load(fixtures() / "llama-gqa")
-    exact._programs.lengths = [16, 64]
+    exact._programs().lengths = [16, 64]
     assert exact.generate(PROMPTS[0], max_tokens=13, ignore_eos=True).tokens == greedy(forward, PROMPTS[0], 13)
     assert exact.compile_report()["compiled"] + exact.compile_report()["loaded"] == 2
 

@@ -64,7 +64,7 @@ def test_step_by_step_is_the_forward(lm, reference, logits):
     """Token by token with the logits of each step, in batches of 1 and 3 at different positions: chunks of 1 to 16."""
     import jax
 
-    step, params = lm._programs.step, jax.tree.leaves(lm.program.params)
+    step, params = lm._programs().step, jax.tree.leaves(lm.program.params)
     run = jax.jit(lambda params, rows, at, n, state: step(params, [rows], at, state, n))
     random = np.random.default_rng(0)
     for k in (1, 16):
@@ -84,7 +84,7 @@ def test_step_by_step_is_the_forward(lm, reference, logits):
 
 
 def test_state_is_a_llama_cache(lm):
-    assert lm._programs.bytes_per_token == 30 * 2 * 3 * 64 * 4  # layers x (K, V) x groups x dim x float32
+    assert lm._programs().bytes_per_token == 30 * 2 * 3 * 64 * 4  # layers x (K, V) x groups x dim x float32
 
 
 def test_chat(lm):

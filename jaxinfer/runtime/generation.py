@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxinfer.buckets import bucket_for
+from jaxinfer.runtime.inputs import Inputs, Sizes
 from jaxinfer.runtime.programs import SLOTS, STEPS, STOP_IDS, Emitted, Programs, Slots
 from jaxinfer.runtime.sampling import SamplingOptions, SamplingState
 
@@ -27,6 +28,8 @@ class Generated:
     sample: int  # which of its prompt's samples
     limit: int  # new tokens at most
     stop_ids: frozenset[int]
+    inputs: Inputs = field(default_factory=dict)  # the request's whole inputs, and the sizes of their named dims
+    sizes: Sizes = ()
     tokens: list[int] = field(default_factory=list)  # emitted so far
     logprobs: list[tuple[float, np.ndarray, np.ndarray]] = field(default_factory=list)
     ended: bool = False
@@ -45,7 +48,7 @@ class Group:
         self.length = bucket_for(min(longest + ahead, programs.max_len), programs.lengths, "sequence length")
         if max(s.limit for s in sequences) > 1:
             self._decode_program()  # if the cache has it, it loads beside the prefill
-        self.state: Any = programs.empty_state(self.slots, self.length)
+        self.state: Any = programs.started_state([s.inputs for s in sequences], self.slots, self.length)
         self.sampling = SamplingState.stack([(s.options, s.seed, s.sample) for s in sequences], self.slots)
         self.at = Slots(
             np.zeros(self.slots, np.int32),

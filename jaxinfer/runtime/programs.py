@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer import cache
+from jaxinfer import cache, specs
 from jaxinfer.aot import CompileReport, Pending
 from jaxinfer.buckets import bucket_for, ladder
 from jaxinfer.passes.incremental import Step, incremental
 from jaxinfer.program import Program
+from jaxinfer.runtime.inputs import Inputs, stacked
 from jaxinfer.runtime.sampling import SamplingState, sample, top_logprobs
 
 Array = jax.Array
@@ -59,31 +60,40 @@ class Emitted(NamedTuple):
 class Programs:
     """Compiles what is met, once, and keeps it; on disk too."""
 
-    def __init__(self, program: Program, params: Sequence[jax.Array], max_len: int, device: Any, assume: bool):
+    def __init__(
+        self,
+        program: Program,
+        params: Sequence[jax.Array],
+        max_len: int,
+        device: Any,
+        assume: bool,
+        sizes: Mapping[str, int],
+        report: CompileReport,
+    ):
         self.program, self.params, self.max_len, self.device = program, list(params), max_len, device
-        self.assume_causal = assume
-        self.report = CompileReport()
+        self.assume_causal, self.sizes, self.report = assume, dict(sizes), report
         self.lengths = ladder(max_len, min(128, max_len))
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     @cached_property
     def step(self) -> Step:
         """The derived step; made only when something has to be compiled."""
-        return incremental(self.program, length=self.max_len, assume_causal=self.assume_causal)
+        return incremental(self.program, length=self.max_len, sizes=self.sizes, assume_causal=self.assume_causal)
 
     @cached_property
     def _templates(self) -> list[tuple[tuple[int | None, ...], np.dtype]]:
         """(shape with None for time, dtype) of each state array; cached on disk since deriving it needs a trace."""
-        name = {"what": "state", "max_len": self.max_len, "assume_causal": self.assume_causal}
+        name = {"what": "state", **self._name}
         key = cache.key_of(self.program.fingerprint, name, self.device)
         known = cache.load_note(key)
         if known is None:
-            known = [
-                [[None if i == s.time else n for i, n in enumerate(s.shape(1))], s.node.dtype.name]
-                for s in self.step.state_specs
-            ]
+            known = [[list(s.template), s.node.dtype.name] for s in self.step.state_specs]
             cache.store_note(key, known)
         return [(tuple(shape), np.dtype(dtype)) for shape, dtype in known]
+
+    @property
+    def _name(self) -> dict[str, Any]:
+        return {"max_len": self.max_len, "assume_causal": self.assume_causal, "sizes": self.sizes}
 
     def state_structs(self, slots: int, length: int) -> list[jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the state."""
@@ -100,6 +110,14 @@ class Programs:
     def empty_state(self, slots: int, length: int) -> list[jax.Array]:
         """State for new sequences; made on the host, so that nothing is compiled for it."""
         return [jax.device_put(np.zeros(s.shape, s.dtype), self.device) for s in self.state_structs(slots, length)]
+
+    def started_state(self, requests: Sequence[Inputs], slots: int, length: int) -> list[jax.Array]:
+        """State for new sequences, with what their own inputs decide."""
+        state = self.empty_state(slots, length)
+        if len(self.program.inputs) == 1:
+            return state
+        inputs = stacked(self.program.inputs[1], requests, slots)
+        return self.begin(slots, length)(*inputs, state)[0]
 
     def chunk_for(self, tokens: int, slots: int) -> int:
         """The prefill bucket for a prompt with so many tokens to go."""
@@ -175,6 +193,17 @@ class Programs:
         arguments = (_ints(slots, k), _ints(slots, k), _ints(slots), _ints(slots))
         return self._ready({"what": "score", "k": k, "slots": slots, "length": length}, run, arguments)
 
+    def begin(self, slots: int, length: int) -> Callable[..., Any]:
+        """(the request's inputs, [slots, ...] each, state) -> (state,) with what they decide in it"""
+        leaves = [leaf for leaf in specs.leaves(self.program.inputs) if "time" not in leaf.dims]
+        shapes = [leaf.shape({**self.sizes, "batch": 1}) for leaf in leaves]
+
+        def run(params: Any, arguments: Any, state: Any) -> tuple[Any, ...]:
+            return (list(self.step.begin(params, arguments, state)),)
+
+        arguments = tuple(jax.ShapeDtypeStruct((slots, *s), leaf.dtype) for s, leaf in zip(shapes, leaves, strict=True))
+        return self._ready({"what": "begin", "slots": slots, "length": length}, run, arguments)
+
     def grow(self, slots: int, before: int, length: int) -> Callable[..., Any]:
         """(state,) -> (state,) with room for `length` rows in place of `before`"""
         new = self.state_structs(slots, length)
@@ -202,7 +231,7 @@ class Programs:
         reach: int | None = None,
     ) -> Any:
         """Logits [slots, rows, vocab] and the state after a chunk, whether the forward has a batch dim or not."""
-        (leaf,) = self.program.inputs
+        leaf = self.program.inputs[0]
         rows = jnp.expand_dims(tokens, 1 + leaf.dims.index("batch")) if "batch" in leaf.dims else tokens
         (logits,), state = self.step(params, [rows], positions, tuple(state), counts, last=last, reach=reach)
         return logits.reshape(*tokens.shape[:1], -1, logits.shape[-1]), list(state)
@@ -234,7 +263,7 @@ class Programs:
             [*weights, *flat_arguments, *state],
             out_tree.num_leaves,
             program=self.program.fingerprint,
-            bucket={**name, "max_len": self.max_len, "assume_causal": self.assume_causal},
+            bucket={**name, **self._name},
             device=self.device,
             donate=range(given, given + len(state)) if donate else (),
             runs_seldom=name["what"] == "prefill" and name["k"] * slots <= _SMALL_PREFILL,
@@ -254,7 +283,7 @@ class Programs:
         state: list[Any] = [0] * len(self._templates)
         if name["what"] in ("prefill", "decode"):
             return Slots(*(0,) * 5), Emitted(*(0,) * 5), state
-        return (state,) if name["what"] == "grow" else (0, state)
+        return (state,) if name["what"] in ("grow", "begin") else (0, state)
 
 
 def _draw(at: Slots, logits: Array, sampling: SamplingState, i: Any, emitted: Emitted) -> tuple[Slots, Emitted]:
