@@ -126,7 +126,7 @@ def test_readme_python_blocks_are_valid_and_use_public_names(repository):
     import jaxinfer as ji
 
     blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     for block in blocks:
         used = {
             node.attr
@@ -162,12 +162,20 @@ def test_readme_lines_refuse_an_old_python(repository, tmp_path):
 
 
 @pytest.mark.jax_defaults
-def test_readme_model_of_ones_own_generates_what_its_forward_says(repository):
+def test_readme_model_of_ones_own_generates_what_its_forward_says(repository, tmp_path, monkeypatch, capsys):
+    """The blocks after the first, one after another, as a reader would run them."""
     import jax.numpy as jnp
+    import numpy as np
 
-    block = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)[1]
+    _, *blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(block, names)
+    for block in blocks:
+        exec(block, names)
+    shown = capsys.readouterr().out
+    assert "256 bytes a token" in shown and "ahead, at compile" in shown  # K and V of 32 floats each
+    x = np.ones((5, 32), np.float32)
+    np.testing.assert_allclose(names["executable"](x), np.maximum(x @ names["params"]["qkv"], 0), rtol=1e-5, atol=1e-6)
     tokens = [1, 2, 3]
     for _ in range(8):
         logits = names["forward"](names["params"], jnp.array([tokens]))
