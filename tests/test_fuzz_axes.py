@@ -14,7 +14,7 @@ pytestmark = pytest.mark.jax_defaults
 seeds = st.integers(0, 2**20)
 apart = st.tuples(st.sampled_from(sorted(fuzz_rows.APART)), seeds)
 mixing = st.tuples(st.sampled_from(sorted(fuzz_rows.MIXING)), seeds)
-COUNT = 60
+COUNT = 40
 
 
 def fuzz(count: int):

@@ -1,7 +1,10 @@
 """The derived step against the forward it came from: every position, any chunking, any mix of slots."""
 
 import re
+from functools import cache
+from pathlib import Path
 
+import hand_written
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,7 @@ pytestmark = pytest.mark.jax_defaults
 T = 48
 # A token's place in an expert's buffer is read by that token alone; nothing here proves it, so these are refused.
 REFUSED = ("moe_capacity", "moe_groups")
+KINDS = ("gpt2", "gemma2", "causal_conv", "gru")  # one of each kind of state: rows, windows, shifts, carries
 CAUSAL = [row for row in ZOO if row.causal and not row.more and row.name not in REFUSED]
 
 
@@ -24,7 +28,9 @@ def case(request):
     return derived(request.param)
 
 
+@cache
 def derived(name: str):
+    """What `case` holds."""
     with jax.numpy_rank_promotion("allow"):
         program = trace(name)
         step = ji.incremental(program, length=T)
@@ -90,9 +96,12 @@ def test_any_chunking_and_mix_of_slots(case):
     assert seen == set(range(k + 1))
 
 
-def test_one_by_one_and_last(case):
+@pytest.mark.parametrize(
+    "name", [pytest.param(row.name, marks=() if row.name in KINDS else pytest.mark.heavy) for row in CAUSAL]
+)
+def test_one_by_one_and_last(name):
     """k = 1 decodes; `last` gives a chunk's last real row only, the same numbers."""
-    _, program, step, rows, full = case
+    _, program, step, rows, full = derived(name)
     run, params = driver(program, step), jax.tree.leaves(program.params)
     state = step.init(3)
     for t in range(12):
@@ -106,7 +115,7 @@ def test_one_by_one_and_last(case):
         np.testing.assert_allclose(np.asarray(last)[i].reshape(-1), full[i][11 + n], rtol=0, atol=tolerance(full))
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gemma2", "causal_conv", "gru"])
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request):
     """As `case`, one of each kind of state: rows, windows, shifts, carries."""
     return derived(request.param)
@@ -206,8 +215,8 @@ def test_a_request_is_encoded_once():
     assert (step.bytes_per_token, step.bytes_per_sequence) == (row.per_token, source * row.per_source)
     params = jax.tree.leaves(program.params)
     tokens, given = draw("encoder_decoder", {"batch": 2, "time": length, "source": source}, np.random.default_rng(3))
-    full = np.asarray(program.function(program.params, tokens, given))
-    state = step.begin(params, [given[:, None]], step.init(2))
+    full = np.asarray(jax.jit(program.function)(program.params, tokens, given))
+    state = jax.jit(step.begin)(params, [given[:, None]], step.init(2))
     run = jax.jit(lambda rows, at, state: step(params, [rows], at, state))
     for a, b in ((0, 5), (5, 6), (6, 16), (16, 24)):
         (out,), state = run(tokens[:, None, a:b], np.full(2, a, np.int32), state)
@@ -235,3 +244,27 @@ def test_no_such_axis():
     program = trace("alibi")
     with pytest.raises(ji.TraceError, match="no axis 'frames'"):
         ji.incremental(program, axis="frames")
+
+
+def test_the_step_is_the_one_written_by_hand():
+    """Llama: the same numbers, as many products and as much state aliased as a cache written by hand, no copy of it."""
+    lm = ji.load(Path(__file__).parent / "fixtures" / "llama-gqa")
+    params, slots, length = lm.program.params, 2, 61  # a prime, so that no other dim has this size
+    step = ji.incremental(lm.program, length=length)
+    by_hand = jax.jit(lambda p, t, at, c: hand_written.decode(lm.config, p, t, at, c), donate_argnums=3)
+    derived = jax.jit(lambda p, t, at, s: step(jax.tree.leaves(p), [t[:, None, None]], at, s), donate_argnums=3)
+    cache, state = hand_written.empty_cache(lm.config, slots, length), step.init(slots)
+    random = np.random.default_rng(0)
+    for t in range(6):
+        tokens, at = random.integers(0, lm.config.vocab_size, slots).astype(np.int32), np.full(slots, t, np.int32)
+        want, cache = by_hand(params, tokens, at, cache)
+        (got,), state = derived(params, tokens, at, state)
+        np.testing.assert_allclose(got[:, 0, 0], want, rtol=0, atol=1e-5 * np.abs(want).max())
+    counts = []
+    for function, kept in ((by_hand, cache), (derived, state)):
+        text = function.lower(params, tokens, at, kept).compile().as_text()
+        shape = re.escape(",".join(map(str, jax.tree.leaves(kept)[0].shape)))
+        assert not re.search(rf"f32\[{shape}\]\S* copy\(", text)
+        counts.append((len(re.findall(r" dot\(", text)), text.count("may-alias") + text.count("must-alias")))
+    assert counts[0] == counts[1]
+    assert counts[1][1] == 2 * lm.config.num_hidden_layers

@@ -164,6 +164,7 @@ def test_readme_lines_refuse_an_old_python(repository, tmp_path):
 @pytest.mark.jax_defaults
 def test_readme_model_of_ones_own_generates_what_its_forward_says(repository, tmp_path, monkeypatch, capsys):
     """The blocks after the first, one after another, as a reader would run them."""
+    import jax
     import jax.numpy as jnp
     import numpy as np
 
@@ -176,8 +177,8 @@ def test_readme_model_of_ones_own_generates_what_its_forward_says(repository, tm
     assert "256 bytes a token" in shown and "ahead, at compile" in shown  # K and V of 32 floats each
     x = np.ones((5, 32), np.float32)
     np.testing.assert_allclose(names["executable"](x), np.maximum(x @ names["params"]["qkv"], 0), rtol=1e-5, atol=1e-6)
-    tokens = [1, 2, 3]
+    tokens, forward = [1, 2, 3], jax.jit(names["forward"])
     for _ in range(8):
-        logits = names["forward"](names["params"], jnp.array([tokens]))
-        tokens.append(int(logits[0, -1].argmax()))
+        logits = forward(names["params"], jnp.array([tokens + [0] * (11 - len(tokens))]))
+        tokens.append(int(logits[0, len(tokens) - 1].argmax()))
     assert names["lm"].generate([1, 2, 3], max_tokens=8).tokens == tuple(tokens[3:])
