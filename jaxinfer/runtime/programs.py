@@ -72,7 +72,6 @@ class Programs:
     ):
         self.program, self.params, self.max_len, self.device = program, list(params), max_len, device
         self.assume_causal, self.sizes, self.report = assume, dict(sizes), report
-        self.lengths = ladder(max_len, min(128, max_len))
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     @cached_property
@@ -94,6 +93,12 @@ class Programs:
     @property
     def _name(self) -> dict[str, Any]:
         return {"max_len": self.max_len, "assume_causal": self.assume_causal, "sizes": self.sizes}
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Buckets of the state's length; one where no array of it grows."""
+        grows = any(None in shape for shape, _ in self._templates)
+        return ladder(self.max_len, min(128, self.max_len)) if grows else [self.max_len]
 
     def state_structs(self, slots: int, length: int) -> list[jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the state."""

@@ -48,6 +48,7 @@ class Timing:
     extent: dict[tuple[Node, int], tuple[int, int]] = field(default_factory=dict)
     requests: set[Node] = field(default_factory=set)  # what the request's whole inputs decide, and no row
     assumptions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what a user may want to know of the step's cost
 
     def of(self, node: Node) -> frozenset[int]:
         """The time dims of a value; empty for one that no row of the input reaches."""
@@ -137,6 +138,8 @@ class _Proof:
         times |= {r.behind for r in reaches.values() if r.behind is not None}
         if any(f in times for f in factors.cumulative):
             timing.running.add(equation)
+            if equation.name == "associative_scan":
+                timing.assume(f"the operator of {equation} is associative, as whoever calls associative_scan says")
         for node, dims in zip(equation.outputs, factors.outputs, strict=True):
             timing.dims[node] = frozenset(d for d, f in enumerate(dims) if f in times)
             timing.ahead[node] = ahead
@@ -176,6 +179,7 @@ class _Proof:
             raise NotCausalError(f"{equation}: its signal must be rows in time along dim {dim}, none looking ahead")
         timing.summed[equation] = {signal: Reach(time, None)}
         timing.dims[out], timing.ahead[out] = frozenset({time}), 0
+        timing.notes.append(f"{equation} has no state of bounded size: every input is kept, and a token costs O(time)")
 
     def _over_time(self, scan: Equation) -> bool:
         parts = _jax.scan_parts(scan.params)

@@ -133,7 +133,7 @@ class _Search:
         done: set[Kinds] = set()
         while groups := {k for k in map(kinds, wanted) if k not in done}:
             # What is settled may ask for the chunk's own rows of the same value, whose turn is last.
-            group = min(groups, key=lambda g: max(g, default=Kind.WHOLE))
+            group = min(groups, key=lambda g: (max(g, default=Kind.WHOLE), Kind.LAST not in g))
             done.add(group)
             self._settle(node, equation, group, plan, wanted)
         self.found.made[node] = plan if len(plan) == 1 else dict(sorted(plan.items(), key=lambda i: i[1].value))
