@@ -188,6 +188,8 @@ LEAKS = {
     "one ahead": (lambda s, i, j: jnp.where(j <= i + 1, s, -jnp.inf), lambda x: x, "reads up to 1 rows ahead"),
     "mild": (lambda s, i, j: jnp.where(j <= i, s, -30.0), lambda x: x, "no mask was found"),
     "pooled": (lambda s, i, j: jnp.where(j <= i, s, -jnp.inf), lambda x: x.mean(1, keepdims=True), "combines all rows"),
+    "nothing seen": (lambda s, i, j: jnp.where(j < i, s, -1e9), lambda x: x, "shows the first 1 rows nothing"),
+    "pairs": (lambda s, i, j: jnp.cumsum(jnp.where(j <= i, s, 0), 2), lambda x: x, "values of pairs of rows"),
     "reversed": (lambda s, i, j: jnp.where(j <= i, s, -jnp.inf), lambda x: jnp.flip(x, 1), "as a whole"),
     "centred": (lambda s, i, j: jnp.where(j <= i, s, -jnp.inf), lambda x: x - x.mean(1, keepdims=True), "combines all"),
 }
@@ -238,6 +240,68 @@ def test_assume_causal_overrides_a_missing_proof_but_not_a_leak():
 def test_an_assumption_is_told():
     mask = lambda s, i, j: s + jnp.where(j <= i, 0.0, -1e9)  # noqa: E731
     assert "scores stay above the mask value" in ji.incremental(softmax_model(mask), length=16).explain()
+
+
+@pytest.mark.parametrize("pick", [jnp.argmax, lambda s, axis: s.max(axis)])
+def test_a_window_knows_its_place_and_its_ends(pick):
+    """A mask captured as a constant, in chunks that overhang the length: no row past the end is seen; argmax counts
+    from the sequence's first row."""
+    length, wide = 11, np.tril(np.ones((11, 11), bool)) & ~np.tril(np.ones((11, 11), bool), -4)
+    params = {"embed": jnp.asarray(np.random.default_rng(0).standard_normal((13, 8)), jnp.float32)}
+
+    def forward(p, tokens):
+        x = p["embed"][tokens]
+        scores = jnp.where(wide, x @ x.T, -jnp.inf)
+        return jnp.concatenate([jax.nn.softmax(scores) @ x, pick(scores, axis=-1)[:, None].astype(x.dtype)], -1)
+
+    program = ji.Program("windowed", forward, params, (ji.spec("time", "int32"),))
+    step = ji.incremental(program, length=length)
+    tokens = np.random.default_rng(1).integers(0, 13, length).astype(np.int32)
+    full, state = np.asarray(forward(params, tokens)), step.init(1)
+    run = driver(program, step)
+    for start in range(0, length, 4):
+        chunk = np.full((1, 4), 5, np.int32)
+        count = min(4, length - start)
+        chunk[0, :count] = tokens[start : start + count]
+        out, state = run(chunk, np.array([start], np.int32), np.array([count], np.int32), state)
+        np.testing.assert_allclose(out[0, :count], full[start : start + count], rtol=0, atol=1e-4)
+
+
+def test_rows_ahead_that_are_moved_back():
+    params = {"w": jnp.asarray(np.random.default_rng(0).standard_normal((5, 5)), jnp.float32)}
+
+    def forward(p, x):
+        return jnp.pad(jnp.diff(x @ p["w"], axis=0), ((1, 0), (0, 0)))
+
+    decoded_is_whole(forward, params, 5)
+
+
+def test_an_associative_scan_inside_scanned_layers():
+    random = np.random.default_rng(0)
+    params = {"a": jnp.asarray(random.uniform(0.5, 1, (3, 5)), jnp.float32)}
+
+    def forward(p, x):
+        def layer(x, a):
+            pair = (jnp.broadcast_to(a, x.shape), x)
+            return jax.lax.associative_scan(lambda x, y: (x[0] * y[0], x[1] * y[0] + y[1]), pair)[1], None
+
+        return jax.lax.scan(layer, x, p["a"])[0]
+
+    decoded_is_whole(forward, params, 5)
+
+
+def decoded_is_whole(forward, params, features, length=13):
+    """A forward over float rows [time, features], in chunks of 4 that overhang the end."""
+    program = ji.trace(forward, params, ji.spec(f"time {features}", "float32"))
+    step, random = ji.incremental(program, length=length), np.random.default_rng(1)
+    rows = random.standard_normal((length, features)).astype(np.float32)
+    full, state, run = np.asarray(forward(params, rows)), step.init(1), driver(program, step)
+    for start in range(0, length, 4):
+        count = min(4, length - start)
+        chunk = np.full((1, 4, features), 7, np.float32)
+        chunk[0, :count] = rows[start : start + count]
+        out, state = run(chunk, np.array([start], np.int32), np.array([count], np.int32), state)
+        np.testing.assert_allclose(out[0, :count], full[start : start + count], rtol=0, atol=1e-5 * np.abs(full).max())
 
 
 def test_no_such_axis():

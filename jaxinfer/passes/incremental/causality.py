@@ -16,7 +16,7 @@ from jaxinfer.axes import Factors, factors_of
 from jaxinfer.errors import NotCausalError
 from jaxinfer.graph import Equation, Graph, Node
 from jaxinfer.passes.incremental import convolution
-from jaxinfer.passes.incremental.bands import VERY_NEGATIVE, Bands, Linear
+from jaxinfer.passes.incremental.bands import VERY_NEGATIVE, Bands, Beyond, Linear
 from jaxinfer.passes.incremental.reads import read_by_rows
 from jaxinfer.passes.incremental.unroll import unrolled
 
@@ -137,6 +137,11 @@ class _Proof:
             timing.summed[equation] = reaches
         times |= {r.behind for r in reaches.values() if r.behind is not None}
         if any(f in times for f in factors.cumulative):
+            if len(times) > 1:
+                raise NotCausalError(
+                    f"{equation} runs along one time axis of a value that has another: values of pairs of rows have no "
+                    "running state of bounded size"
+                )
             timing.running.add(equation)
             if equation.name == "associative_scan":
                 timing.assume(f"the operator of {equation} is associative, as whoever calls associative_scan says")
@@ -246,10 +251,11 @@ class _Proof:
                 continue
             if fact.gap + ahead <= 0:
                 if fact.assumed or (factors.reduction == "max" and not math.isinf(fact.fill)):
-                    timing.assume(f"scores stay above the mask value where {equation} reads them")
+                    self._assume_scores(equation, fact)
                 window = self.bands.window(node, s, fact.a, neutral)
-                narrow = window is not None and window < timing.capacity - 1
-                return Reach(dims[fact.a], window if narrow and extent == (0, 0) else None, extent)
+                narrow = window is not None and window < timing.capacity - 1 and extent == (0, 0)
+                counts = equation.name in ("argmax", "argmin")  # a place in a window isn't one in the sequence
+                return Reach(dims[fact.a], window if narrow and not counts else None, extent)
             leak = fact.gap + ahead
         if leak is not None:
             raise NotCausalError(
@@ -264,6 +270,15 @@ class _Proof:
             f"be exactly 0 in a sum, or -inf or at most {VERY_NEGATIVE:g} before a softmax). If the model is causal "
             "all the same, pass assume_causal=True"
         )
+
+    def _assume_scores(self, equation: Equation, fact: Beyond) -> None:
+        """A finite mask hides only if something else is seen: where every score is the mask's, all rows count alike."""
+        if fact.gap < 0:
+            raise NotCausalError(
+                f"{equation}: the mask shows the first {-fact.gap} rows nothing, and its value is finite, so a softmax "
+                "there is over all rows, later ones too. Mask with -inf, or let each row see itself"
+            )
+        self.timing.assume(f"scores stay above the mask value where {equation} reads them")
 
     def check_output(self, number: int, node: Node) -> None:
         """An output must have one row for each row of the input, none of which looks ahead."""

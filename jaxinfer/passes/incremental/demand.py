@@ -58,7 +58,7 @@ def storable(demand: Demand, timing: Timing) -> bool:
     """Whether a memory demand can be state: rows along one time dim, everything else as it is."""
     node, views = demand
     rows = [(d, v) for d, v in enumerate(views) if v.kind is not Kind.WHOLE]
-    if len(timing.of(node)) != 1 or len(rows) != 1:
+    if len(timing.of(node)) != 1 or len(rows) != 1 or timing.ahead[node] > 0:
         return False
     ((d, view),) = rows
     return node.shape[d] == timing.capacity if view.kind is Kind.PREFIX else view.hi <= 0  # with rows of time alone

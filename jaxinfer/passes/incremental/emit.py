@@ -236,15 +236,22 @@ _SHIFTED = {"pad": _pad, "concatenate": _concatenate, "conv_general_dilated": _c
 
 
 def neutralised(
-    operands: Sequence[Array], asked: Sequence[Views], factors: Factors, windows: set[int], at: Window
+    equation: Equation,
+    operands: Sequence[Array],
+    asked: Sequence[Views],
+    factors: Factors,
+    windows: set[int],
+    at: Window,
 ) -> list[Array]:
-    """Operands of a reduction over windows of time, with what would lie before the first row made to count nothing."""
+    """Operands of a reduction over windows of time, with what lies before the first row or past the last (of a chunk
+    that overhangs the end) made to count nothing."""
     result = list(operands)
     for number, dims in enumerate(factors.inputs):
         for d, factor in enumerate(dims):
-            if factor in windows and asked[number][d].lo < 0:
+            if factor in windows and asked[number][d].kind is Kind.ROWS:
                 fill = _neutral(factors.reduction or "sum", result[number].dtype)
-                result[number] = at.within(0, None, asked[number][d], d, result[number], fill)
+                rows = equation.inputs[number].shape[d]
+                result[number] = at.within(0, rows, asked[number][d], d, result[number], fill)
     return result
 
 

@@ -83,7 +83,7 @@ class Run:
             self.values[out, views] = convolution.emit_long(equation, operands, signal, view, at)
             return
         windows = {f for f, reach in timing.summed.get(equation, {}).items() if reach.window is not None}
-        operands = emit.neutralised(operands, given, factors, windows, at)
+        operands = emit.neutralised(equation, operands, given, factors, windows, at)
         result = emit.bind(equation, operands, given, at.sizes(node, views), views, at, factors)
         for out, value in zip(equation.outputs, _bound(equation, result), strict=True):
             # All results of one equation have the same factors here, so they come out in the same view.

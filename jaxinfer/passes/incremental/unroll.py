@@ -9,6 +9,7 @@ import jax
 from jaxinfer import _jax
 from jaxinfer.errors import NotCausalError
 from jaxinfer.graph import Equation, Node, flatten
+from jaxinfer.passes.recognise import recognise
 
 _MOST_STEPS = 512
 
@@ -24,7 +25,7 @@ def unrolled(scan: Equation, used: set[Node]) -> list[Equation]:
         raise NotCausalError(
             f"{scan} runs {parts.length} steps over something other than time; more than {_MOST_STEPS} aren't unrolled"
         )
-    body = flatten(parts.body)
+    body = recognise(flatten(parts.body))
     consts = scan.inputs[: parts.consts]
     carry = list(scan.inputs[parts.consts : parts.consts + parts.carry])
     stacks = scan.inputs[parts.consts + parts.carry :]
