@@ -63,12 +63,13 @@ def summary(done: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
 
     causal = [entry for entry in done if entry["causal"]]
     refused = [entry for entry in causal if entry["refused"]]
+    derived = [entry for entry in causal if not (entry["refused"] or entry["wrong"] or entry["crash"])]
     return {
         "jax": jax.__version__,
         "programs": len(done),
         "built_causal": len(causal),
-        "derived": len(causal) - len(refused),
-        "derived_share": round(1 - len(refused) / max(len(causal), 1), 4),
+        "derived": len(derived),
+        "derived_share": round(len(derived) / max(len(causal), 1), 4),
         "looking_ahead": len(done) - len(causal),
         "looking_ahead_refused": sum(not entry["causal"] and bool(entry["refused"]) for entry in done),
         "looking_ahead_derived_and_causal": sum(
