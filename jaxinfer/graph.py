@@ -1,6 +1,6 @@
 """Graph: a jaxpr flattened for analysis: calls inlined, dead equations removed, every value a node of its own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +87,7 @@ def flatten(closed: ClosedJaxpr) -> Graph:
     consts = [_node(v.aval, c) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)]
     equations: list[Equation] = []
     outputs = _inline(closed.jaxpr, consts, inputs, "", equations)
-    graph = Graph(inputs, outputs, list(_live(equations, outputs)))
+    graph = Graph(inputs, outputs, needed(outputs, equations))
     for number, equation in enumerate(graph.equations):
         equation.number = number
     return graph
@@ -105,6 +105,55 @@ def evaluate(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
         results = results if equation.primitive.multiple_results else (results,)
         values.update(zip(equation.outputs, results, strict=True))
     return [read(node) for node in graph.outputs]
+
+
+def needed(outputs: Iterable[Node], equations: Sequence[Equation]) -> list[Equation]:
+    """Those of the equations that the outputs depend on, in order."""
+    wanted, kept = set(outputs), []
+    for equation in reversed(equations):
+        if not wanted.isdisjoint(equation.outputs):
+            wanted.update(equation.inputs)
+            kept.append(equation)
+    kept.reverse()
+    return kept
+
+
+def copies(equations: Iterable[Equation], made: dict[Node, Node], source: str = "") -> list[Equation]:
+    """The equations on other operands of the same shapes: `made` says which, and is told the new results.
+
+    `source`: where equations stand that have no line of their own.
+    """
+    found = []
+    for old in equations:
+        inputs = tuple(n if n.constant else made[n] for n in old.inputs)
+        outputs = tuple(Node(n.shape, n.dtype, n.weak) for n in old.outputs)
+        new = Equation(old.primitive, old.params, inputs, outputs, old.source or source, scope=old.scope)
+        for before, node in zip(old.outputs, outputs, strict=True):
+            node.equation = new
+            made[before] = node
+        found.append(new)
+    return found
+
+
+def in_place_of(
+    results: Sequence[Node], function: Callable[..., Any], operands: Sequence[Node], source: str
+) -> list[Equation]:
+    """The equations of function(*arrays) -> arrays, traced on the operands' shapes; its results are the given nodes."""
+    inner = flatten(jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(n.shape, n.dtype) for n in operands)))
+    stands = dict(zip(inner.inputs, operands, strict=True))
+    equations = inner.equations
+    for new, old in zip(inner.outputs, results, strict=True):
+        if new in stands or new.equation is None:  # two results that are one value, or an operand
+            equations.append(Equation(jax.lax.copy_p, {}, (new,), (old,), source))
+        else:
+            stands[new] = old
+    for equation in equations:
+        equation.inputs = tuple(stands.get(n, n) for n in equation.inputs)
+        equation.outputs = tuple(stands.get(n, n) for n in equation.outputs)
+        equation.source = source
+        for node in equation.outputs:
+            node.equation = equation
+    return equations
 
 
 def _node(aval: Any, value: Any = None) -> Node:
@@ -139,13 +188,3 @@ def _inline(
             into.append(equation)
         env.update(zip(eqn.outvars, results, strict=True))
     return tuple(map(read, jaxpr.outvars))
-
-
-def _live(equations: list[Equation], outputs: Sequence[Node]) -> Iterator[Equation]:
-    wanted = set(outputs)
-    kept = []
-    for equation in reversed(equations):
-        if any(node in wanted for node in equation.outputs):
-            wanted.update(equation.inputs)
-            kept.append(equation)
-    return reversed(kept)

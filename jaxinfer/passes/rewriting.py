@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxinfer.errors import TraceError
-from jaxinfer.graph import Equation, Graph, Node, flatten
+from jaxinfer.graph import Equation, Graph, Node, copies, flatten, needed
 
 Make = Callable[["Rewriter"], Node]
 
@@ -94,11 +94,10 @@ class Rewriter:
         """The equations of `function(*arrays, **static)`, a function of the module's own with one result."""
         template = _template(function, tuple((n.shape, n.dtype, n.weak) for n in nodes), tuple(sorted(static.items())))
         made: dict[Node, Node] = dict(zip(template.inputs, nodes, strict=True))
-        for equation in template.equations:
-            inputs = [n if n.constant else made[n] for n in equation.inputs]
-            outputs = tuple(Node(n.shape, n.dtype, n.weak) for n in equation.outputs)
-            self._add(equation.primitive, equation.params, inputs, outputs, source)
-            made.update(zip(equation.outputs, outputs, strict=True))
+        added = copies(template.equations, made)
+        for equation in added:
+            equation.source = source  # the user's line, not that of the function here
+        self._equations += added
         (result,) = template.outputs
         return made.get(result, result)
 
@@ -139,17 +138,6 @@ def live(inputs: tuple[Node, ...], outputs: tuple[Node, ...], equations: Sequenc
     for number, equation in enumerate(kept):
         equation.number = number
     return Graph(inputs, outputs, kept)
-
-
-def needed(outputs: Iterable[Node], equations: Sequence[Equation]) -> list[Equation]:
-    """Those of the equations that the outputs depend on, in order."""
-    wanted, kept = set(outputs), []
-    for equation in reversed(equations):
-        if not wanted.isdisjoint(equation.outputs):
-            wanted.update(equation.inputs)
-            kept.append(equation)
-    kept.reverse()
-    return kept
 
 
 def part(graph: Graph, inputs: tuple[Node, ...], outputs: tuple[Node, ...]) -> Graph:

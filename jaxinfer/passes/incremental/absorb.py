@@ -11,12 +11,11 @@ multiplications a head as c is wide, so equal widths (plain multi-head attention
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.graph import Equation, Graph, Node, flatten
+from jaxinfer.graph import Equation, Graph, Node, in_place_of
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -91,7 +90,7 @@ def _narrower(value: Node, reached: set[Node]) -> Expanded | None:
     kept = [d for d in range(len(c.shape)) if d not in contracted]
     own: list[int | None] = [None] * (len(weight.shape) - len(reduced))
     labels = [*kept, *own] if side == 0 else [*own, *kept]
-    if c.dtype != value.dtype or 2 * math.prod(c.shape[d] for d in contracted) > _width(value, here, labels, chain):
+    if c.dtype != value.dtype or 2 * math.prod(c.shape[d] for d in contracted) > _width(value, here, labels):
         return None
     moves: list[Callable[[jax.Array], jax.Array]] = []
     for equation, number in reversed(chain):
@@ -103,7 +102,7 @@ def _narrower(value: Node, reached: set[Node]) -> Expanded | None:
     return Expanded(c, weight, tuple(contracted), tuple(reduced), tuple(labels), tuple(moves))
 
 
-def _width(value: Node, product: Node, labels: Sequence[int | None], chain: Sequence[Any]) -> int:
+def _width(value: Node, product: Node, labels: Sequence[int | None]) -> int:
     """Numbers in a row of the value: its size over that of the dims of c, which no move changes."""
     return math.prod(value.shape) // math.prod(n for n, d in zip(product.shape, labels, strict=True) if d is not None)
 
@@ -174,8 +173,9 @@ def _spliced(
     for piece, how in zip(pieces, expanded, strict=True):
         operands += [piece] if how is None else [how.c, how.weight]
 
-    def product(other: jax.Array, *given: jax.Array) -> jax.Array:
-        rest, start, total = list(given), 0, None
+    def product(other: jax.Array, *given: jax.Array) -> list[jax.Array]:
+        rest, start = list(given), 0
+        total: jax.Array | None = None
         for piece, how in zip(pieces, expanded, strict=True):
             part = other
             if len(pieces) > 1:
@@ -185,17 +185,10 @@ def _spliced(
                 start += size
             term = _term(equation, side, part, how, rest)
             total = term if total is None else total + term
-        return total.astype(equation.outputs[0].dtype)  # type: ignore[union-attr]  # there is at least one piece
+        assert total is not None
+        return [total.astype(equation.outputs[0].dtype)]
 
-    inner = flatten(jax.make_jaxpr(product)(*(jax.ShapeDtypeStruct(n.shape, n.dtype) for n in operands)))
-    stands = dict(zip(inner.inputs, operands, strict=True)) | {inner.outputs[0]: equation.outputs[0]}
-    for new in inner.equations:
-        new.inputs = tuple(stands.get(n, n) for n in new.inputs)
-        new.outputs = tuple(stands.get(n, n) for n in new.outputs)
-        new.source = equation.source
-        for node in new.outputs:
-            node.equation = new
-    return inner.equations
+    return in_place_of(equation.outputs, product, operands, equation.source)
 
 
 def _term(equation: Equation, side: int, other: jax.Array, how: Expanded | None, rest: list[jax.Array]) -> jax.Array:
@@ -204,8 +197,9 @@ def _term(equation: Equation, side: int, other: jax.Array, how: Expanded | None,
     names = iter(_LETTERS)
     mine = [next(names) for _ in range(first.ndim if how is None else len(how.labels))]
     theirs, out = _named(equation, side, mine, other.ndim, names)
+    exact = {key: equation.params[key] for key in ("precision", "preferred_element_type")}  # as the product itself was
     if how is None:
-        return jnp.einsum(f"{theirs},{''.join(mine)}->{out}", other, first)
+        return jnp.einsum(f"{theirs},{''.join(mine)}->{out}", other, first, **exact)
     c, weight = first, rest.pop(0)
     inner = [next(names) for _ in how.contracted]
     c_names = dict(zip(how.contracted, inner, strict=True))
@@ -218,8 +212,8 @@ def _term(equation: Equation, side: int, other: jax.Array, how: Expanded | None,
     over_weight = any(how.labels[d] is None for d in equation.params["dimension_numbers"][0][side])
     near, far = (by_weight, by_c) if over_weight else (by_c, by_weight)
     between = "".join(dict.fromkeys(n for n in theirs + near[0] if n in out + far[0]))
-    partial = jnp.einsum(f"{theirs},{near[0]}->{between}", other, near[1])
-    return jnp.einsum(f"{between},{far[0]}->{out}", partial, far[1])
+    partial = jnp.einsum(f"{theirs},{near[0]}->{between}", other, near[1], precision=exact["precision"])
+    return jnp.einsum(f"{between},{far[0]}->{out}", partial, far[1], **exact)
 
 
 def _named(equation: Equation, side: int, mine: list[str], rank: int, names: Iterator[str]) -> tuple[str, str]:

@@ -130,7 +130,7 @@ class _Proof:
             return
         times = self._times(equation, factors)
         if equation.name == "scan":
-            self._check_scan(equation, factors)
+            self._check_scan(equation)
         ahead = max(self._ahead(equation, factors, i) for i, n in enumerate(equation.inputs) if n in timing.dims)
         reaches = {f: self._reach(equation, factors, f, ahead) for f in sorted(times & factors.reduced)}
         if reaches:
@@ -197,7 +197,7 @@ class _Proof:
         stacked = range(parts.consts + parts.carry, len(scan.inputs))
         return [i for i in stacked if self.bands.linear.get(scan.inputs[i]) == counting]
 
-    def _check_scan(self, scan: Equation, factors: Factors) -> None:
+    def _check_scan(self, scan: Equation) -> None:
         """A scan over time may take rows only one by one, from the first on."""
         parts = _jax.scan_parts(scan.params)
         for number, node in enumerate(scan.inputs):

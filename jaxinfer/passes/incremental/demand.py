@@ -36,15 +36,19 @@ class How(enum.Enum):
 
     COMPUTE = 0  # by its equation, or given as the step's argument
     REMEMBER = 1  # the state, with the chunk's own rows added
-    REQUEST = 3  # the state, where it was put when the sequence began
     LAST_ROW = 2  # the last real one of the rows at hand
+    REQUEST = 3  # the state, where it was put when the sequence began
+
+
+Plan = dict[Views, How]
+Wanted = dict[Views, Equation | None]  # and who asked first; None for an output
 
 
 @dataclass(eq=False)
 class Demands:
     """Everything a step computes."""
 
-    made: dict[Node, dict[Views, How]] = field(default_factory=dict)  # in the order in which they are made
+    made: dict[Node, Plan] = field(default_factory=dict)  # in the order in which they are made
     memory: dict[Demand, Equation | None] = field(default_factory=dict)  # wants of earlier rows, and who asked first
     roots: set[Demand] = field(default_factory=set)  # what the chunk's own rows ask for of it
 
@@ -119,7 +123,7 @@ class _Search:
     def __init__(self, timing: Timing, store: Callable[[Demand], bool], recompute: Callable[[Demand], bool]):
         self.timing, self.store, self.recompute = timing, store, recompute
         self.found = Demands()
-        self.asked: dict[Node, dict[Views, Equation | None]] = {}
+        self.asked: dict[Node, Wanted] = {}
 
     def ask(self, node: Node, views: Views, by: Equation | None) -> None:
         self.asked.setdefault(node, {}).setdefault(views, by)
@@ -129,7 +133,7 @@ class _Search:
         wanted = self.asked.pop(node, None)
         if wanted is None:
             return
-        plan: dict[Views, How] = {}
+        plan: Plan = {}
         done: set[Kinds] = set()
         while groups := {k for k in map(kinds, wanted) if k not in done}:
             # What is settled may ask for the chunk's own rows of the same value, whose turn is last.
@@ -138,26 +142,25 @@ class _Search:
             self._settle(node, equation, group, plan, wanted)
         self.found.made[node] = plan if len(plan) == 1 else dict(sorted(plan.items(), key=lambda i: i[1].value))
 
-    def _settle(self, node, equation, group: Kinds, plan: dict[Views, How], wanted) -> None:
+    def _settle(self, node: Node, equation: Equation | None, group: Kinds, plan: Plan, wanted: Wanted) -> None:
         """Settles what is wanted of a value in one combination of kinds."""
         views = hull([v for v in wanted if kinds(v) == group])
-        by = next(by for v, by in wanted.items() if kinds(v) == group)
         if Kind.LAST in group:
             rows = last_to_rows(views)
             if kinds(rows) in map(kinds, wanted) or _by_rows(equation, self.timing):
                 plan[views] = How.LAST_ROW
-                wanted.setdefault(rows, by)
+                wanted.setdefault(rows, next(by for v, by in wanted.items() if kinds(v) == group))
                 return
         if node in self.timing.requests and not any(group) and _worth_keeping(node, equation):
             plan[views] = How.REQUEST
         elif is_memory(node, views, self.timing):
-            self._memory(node, equation, views, by, plan, wanted)
+            self._memory(node, equation, views, plan, wanted)
         else:
             self._compute(node, equation, views, plan)
 
-    def _memory(self, node, equation, views: Views, by, plan: dict[Views, How], wanted) -> None:
+    def _memory(self, node: Node, equation: Equation | None, views: Views, plan: Plan, wanted: Wanted) -> None:
         demand = (node, views)
-        self.found.memory[demand] = by
+        by = self.found.memory[demand] = next(by for v, by in wanted.items() if kinds(v) == kinds(views))
         if self.recompute(demand):
             self._compute(node, equation, views, plan)
         if self.store(demand):
@@ -167,7 +170,7 @@ class _Search:
             else:
                 wanted.setdefault(fresh(views), by)
 
-    def _compute(self, node: Node, equation: Equation | None, views: Views, plan: dict[Views, How]) -> None:
+    def _compute(self, node: Node, equation: Equation | None, views: Views, plan: Plan) -> None:
         plan[views] = How.COMPUTE
         if equation is None:
             return
@@ -211,7 +214,7 @@ def operand_views(equation: Equation, node: Node, views: Views, timing: Timing) 
         by_factor[factor] = _rows_reached(reach, by_factor)
     return [
         (operand, tuple(_asked(equation, number, d, f, by_factor, timing) for d, f in enumerate(dims)))
-        for number, (operand, dims) in enumerate(zip(equation.inputs, timing.factors[equation].inputs, strict=True))
+        for number, (operand, dims) in enumerate(zip(equation.inputs, factors.inputs, strict=True))
     ]
 
 

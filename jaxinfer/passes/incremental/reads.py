@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer import _jax
-from jaxinfer.graph import Equation, Graph, Node, evaluate, flatten
+from jaxinfer.graph import Equation, Graph, Node, evaluate, flatten, in_place_of
 
 
 def read_by_rows(scan: Equation, counters: Sequence[int], wanted: set[Node]) -> list[Equation] | None:
@@ -88,18 +88,4 @@ def _spliced(scan: Equation, parts: _jax.Scan, body: Graph, dims: dict[int, int]
         carry, results = jax.lax.scan(step, list(first), (rows, list(stacks)), parts.length, parts.reverse)
         return [*carry, *results]
 
-    inner = flatten(jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(n.shape, n.dtype) for n in scan.inputs)))
-    stands = dict(zip(inner.inputs, scan.inputs, strict=True))
-    equations = inner.equations
-    for new, old in zip(inner.outputs, scan.outputs, strict=True):
-        if new in stands or new.equation is None:  # two results that are one value, or an operand
-            equations.append(Equation(jax.lax.copy_p, {}, (new,), (old,), scan.source))
-        else:
-            stands[new] = old
-    for equation in equations:
-        equation.inputs = tuple(stands.get(n, n) for n in equation.inputs)
-        equation.outputs = tuple(stands.get(n, n) for n in equation.outputs)
-        equation.source = scan.source
-        for node in equation.outputs:
-            node.equation = equation
-    return equations
+    return in_place_of(scan.outputs, run, scan.inputs, scan.source)

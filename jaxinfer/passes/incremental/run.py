@@ -70,7 +70,7 @@ class Run:
         asked = operand_views(equation, node, views, timing)
         operands = [self.get(n, v) for n, v in asked]
         if equation in timing.running:
-            self._continue(equation, operands, views)
+            self._continue(equation, operands)
             return
         if sliced_from_whole(equation, node, views, timing):
             results = _bound(equation, equation.primitive.bind(*operands, **equation.params))
@@ -90,7 +90,7 @@ class Run:
             if out is node or views in self.demands.made.get(out, {}):
                 self.values.setdefault((out, views), value)
 
-    def _continue(self, equation: Equation, operands: Sequence[Array], views: Views) -> None:
+    def _continue(self, equation: Equation, operands: Sequence[Array]) -> None:
         places = [self.whole_of[node] for node in self.step.carried(equation)]
         results, carries = running.run(equation, operands, [self.state[i] for i in places], self.at)
         for i, carry in zip(places, carries, strict=True):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.errors import RequestError
-from jaxinfer.graph import Equation, Graph, Node, evaluate
+from jaxinfer.graph import Equation, Graph, Node, evaluate, needed
 from jaxinfer.passes.incremental import running
 from jaxinfer.passes.incremental.causality import Timing
 from jaxinfer.passes.incremental.demand import Demands, How, demands_of
@@ -39,7 +39,7 @@ class Step:
         kept = [rows_spec(readers, timing, d, _rows_kept(d[1])) for d in remembered]
         self._carried = {e: running.carries_of(e) for e in self.graph.equations if e in self._running}
         kept += [whole_spec(node) for nodes in self._carried.values() for node in nodes]
-        self._requested = [n for n, plan in self._rows.made.items() if How.REQUEST in plan.values()]
+        self._requested = tuple(n for n, plan in self._rows.made.items() if How.REQUEST in plan.values())
         kept += [whole_spec(node) for node in self._requested]
         self.state_specs = tuple(sorted(kept, key=lambda s: _number(s.node)))
 
@@ -96,13 +96,7 @@ class Step:
             inputs: the whole inputs of every slot, in the order of `requests`, with a leading slots dim.
             state: of any content; only the request's part of it is replaced.
         """
-        wanted = set(self._requested)
-        equations = []
-        for equation in reversed(self.graph.equations):
-            if any(n in wanted for n in equation.outputs):
-                wanted.update(equation.inputs)
-                equations.append(equation)
-        part = Graph((*self._params, *self.requests), tuple(self._requested), equations[::-1])
+        part = Graph((*self._params, *self.requests), self._requested, needed(self._requested, self.graph.equations))
         values = jax.vmap(lambda given: evaluate(part, [*params, *given]))(list(inputs))
         after = list(state)
         places = {spec.node: i for i, spec in enumerate(self.state_specs)}

@@ -4,11 +4,13 @@ Unrolled layers also decode about 3 times faster than a scan over them on a CPU 
 the stacked weights at every step of a scan), for three times the compile time.
 """
 
+from typing import Any
+
 import jax
 
 from jaxinfer import _jax
 from jaxinfer.errors import NotCausalError
-from jaxinfer.graph import Equation, Node, flatten
+from jaxinfer.graph import Equation, Node, copies, flatten
 from jaxinfer.passes.recognise import recognise
 
 _MOST_STEPS = 512
@@ -33,7 +35,9 @@ def unrolled(scan: Equation, used: set[Node]) -> list[Equation]:
     made: list[tuple[Node, ...]] = [()] * parts.length
     for i in reversed(range(parts.length)) if parts.reverse else range(parts.length):
         slices = [_element(x, i, scan.source, equations) for x in stacks]
-        results = _cloned(body.inputs, body.equations, body.outputs, [*consts, *carry, *slices], scan.source, equations)
+        value = dict(zip(body.inputs, [*consts, *carry, *slices], strict=True))
+        equations += copies(body.equations, value, scan.source)
+        results = tuple(n if n.constant else value[n] for n in body.outputs)
         carry, made[i] = list(results[: parts.carry]), results[parts.carry :]
     for node, last in zip(scan.outputs, carry, strict=False):
         _append(jax.lax.copy_p, {}, (last,), node, scan.source, equations)
@@ -44,7 +48,9 @@ def unrolled(scan: Equation, used: set[Node]) -> list[Equation]:
     return equations
 
 
-def _append(primitive, params, inputs: tuple[Node, ...], out: Node, source: str, into: list[Equation]) -> Node:
+def _append(
+    primitive: Any, params: dict[str, Any], inputs: tuple[Node, ...], out: Node, source: str, into: list[Equation]
+) -> Node:
     out.equation = Equation(primitive, params, inputs, (out,), source)
     into.append(out.equation)
     return out
@@ -65,17 +71,3 @@ def _expanded(node: Node, source: str, into: list[Equation]) -> Node:
     shape = (1, *node.shape)
     params = {"shape": shape, "broadcast_dimensions": tuple(range(1, len(shape))), "sharding": None}
     return _append(jax.lax.broadcast_in_dim_p, params, (node,), Node(shape, node.dtype, node.weak), source, into)
-
-
-def _cloned(inputs, equations, outputs, arguments, source: str, into: list[Equation]) -> tuple[Node, ...]:
-    """Appends a copy of a body's equations on these arguments; its results."""
-    env: dict[Node, Node] = dict(zip(inputs, arguments, strict=True))
-    for old in equations:
-        results = tuple(Node(n.shape, n.dtype, n.weak) for n in old.outputs)
-        operands = tuple(n if n.constant else env[n] for n in old.inputs)
-        copy = Equation(old.primitive, old.params, operands, results, old.source or source)
-        for before, node in zip(old.outputs, results, strict=True):
-            node.equation = copy
-            env[before] = node
-        into.append(copy)
-    return tuple(n if n.constant else env[n] for n in outputs)
