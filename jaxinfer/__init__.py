@@ -15,8 +15,10 @@ _HOME = {
     "Completion": "jaxinfer.language",
     "Delta": "jaxinfer.language",
     "Encoder": "jaxinfer.encoder",
+    "Engine": "jaxinfer.runtime.engine",
     "Executable": "jaxinfer.executable",
     "LanguageModel": "jaxinfer.language",
+    "Plan": "jaxinfer.sharding.plan",
     "Program": "jaxinfer.program",
     "Spec": "jaxinfer.specs",
     "Step": "jaxinfer.passes.incremental",
@@ -25,6 +27,7 @@ _HOME = {
     "fit_ladder": "jaxinfer.bucket_fit",
     "incremental": "jaxinfer.passes.incremental",
     "load": "jaxinfer.loading",
+    "plan": "jaxinfer.sharding.planning",
     "spec": "jaxinfer.specs",
     "trace": "jaxinfer.tracing",
 }
@@ -39,7 +42,9 @@ if TYPE_CHECKING:
         BatchMixingError,
         CheckpointError,
         DeadlineExceededError,
+        EngineClosedError,
         JaxInferError,
+        NonFiniteError,
         NotCausalError,
         PlanError,
         QueueFullError,
@@ -52,6 +57,9 @@ if TYPE_CHECKING:
     from jaxinfer.loading import load
     from jaxinfer.passes.incremental import Step, incremental
     from jaxinfer.program import Program
+    from jaxinfer.runtime.engine import Engine
+    from jaxinfer.sharding.plan import Plan
+    from jaxinfer.sharding.planning import plan
     from jaxinfer.specs import Spec, spec
     from jaxinfer.tracing import trace
 

@@ -126,3 +126,40 @@ class Pending:
         compiled = _jax.compile_lowered(lowered, self._device, runs_seldom=self._runs_seldom)
         cache.store(self._key, compiled)
         return compiled
+
+
+class Moved:
+    """A program that is ready on one device, for another of the same kind (a Ready). Its machine code is taken over;
+    where that can't be done, `again` makes it anew."""
+
+    def __init__(self, ready: Ready, again: Callable[[], Ready], device: Any, report: CompileReport):
+        self._from, self._again, self._device, self._report = ready, again, device, report
+        self._made: Ready | None = None
+        self._compiled: Any = None
+        self.origin, self.seconds = "", 0.0
+        self._lock = threading.Lock()
+
+    def result(self) -> Any:
+        """The compiled function."""
+        with self._lock:
+            if self._compiled is None:
+                started = time.perf_counter()
+                try:
+                    self._from.result()
+                    self._compiled = native.load(self._from.to_bytes(), self._device)
+                    self.origin = "another device"
+                    self._report.loaded += 1
+                    self._report.seconds += time.perf_counter() - started
+                except ValueError:
+                    self._made = self._again()
+                    self._compiled, self.origin = self._made.result(), self._made.origin
+                self.seconds = time.perf_counter() - started
+            return self._compiled
+
+    def to_bytes(self) -> bytes:
+        """What `native.load` takes."""
+        return self._from.to_bytes() if self._made is None else self._made.to_bytes()
+
+    def export(self, platforms: Sequence[str] | None) -> bytes:
+        """The function as StableHLO: see `Ready.export`."""
+        return self._from.export(platforms)

@@ -9,7 +9,9 @@
     ├── RequestError            a request breaks a limit: empty, too long, ids out of range (also a ValueError)
     ├── QueueFullError          the engine's bounded queue has no room
     ├── DeadlineExceededError   a request's deadline passed (also a TimeoutError)
-    └── ReplicaError            a replica failed and nothing is left to run its requests
+    ├── ReplicaError            a replica failed and nothing is left to run its requests
+    ├── NonFiniteError          an output holds NaN or infinity, and the engine checks (also a FloatingPointError)
+    └── EngineClosedError       the engine was closed (also a RuntimeError)
 
 Each message says what failed, the limit or rule, what was got, and what to do.
 """
@@ -18,7 +20,9 @@ __all__ = [
     "BatchMixingError",
     "CheckpointError",
     "DeadlineExceededError",
+    "EngineClosedError",
     "JaxInferError",
+    "NonFiniteError",
     "NotCausalError",
     "PlanError",
     "QueueFullError",
@@ -66,3 +70,11 @@ class DeadlineExceededError(JaxInferError, TimeoutError):
 
 class ReplicaError(JaxInferError):
     """A replica failed, and nothing is left to run its requests."""
+
+
+class NonFiniteError(JaxInferError, FloatingPointError):
+    """An output holds NaN or infinity, in an engine that was told to check."""
+
+
+class EngineClosedError(JaxInferError, RuntimeError):
+    """The engine was closed, and takes no requests."""

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxinfer import _jax, bundle, specs
-from jaxinfer.aot import CompileReport, Ready
+from jaxinfer.aot import CompileReport, Moved, Ready
 from jaxinfer.buckets import bucket_for
 from jaxinfer.bundled import Bundle
 from jaxinfer.compile_log import CompileLog, WhyCompiled
@@ -58,15 +58,41 @@ class Executable:
             BatchMixingError: padding is needed along a dim whose rows influence each other; names the equation.
         """
         sizes, arrays = self._check(inputs)
-        bucket = {name: bucket_for(sizes[name], self.buckets[name], f"{name} of") for name in sizes}
-        padded = [name for name in sizes if bucket[name] != sizes[name]]
-        for name in padded:
-            self.padding.require(name, bucket[name], sizes[name], partial(self._tried, sizes))
+        bucket = self.bucket_of(sizes)
         results = self._run(arrays, bucket, sizes)
         names, tree = jax.tree.flatten(self.program.output_axes)
-        if padded:
-            results = [jax.device_put(cut(r, dims, sizes)) for r, dims in zip(results, names, strict=True)]
+        if bucket != sizes:
+            results = [jax.device_put(cut(r, dims, sizes), self.device) for r, dims in zip(results, names, strict=True)]
         return jax.tree.unflatten(tree, results)
+
+    def bucket_of(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The bucket that these sizes of the named dims are padded up to.
+
+        Raises:
+            RequestError, BatchMixingError: as a call of these sizes would.
+        """
+        bucket = {name: bucket_for(sizes[name], self.buckets[name], f"{name} of") for name in sizes}
+        for name in sizes:
+            if bucket[name] != sizes[name]:
+                self.padding.require(name, bucket[name], sizes[name], partial(self._tried, sizes))
+        return bucket
+
+    def start(self, arrays: Sequence[Any], bucket: Mapping[str, int]) -> list[jax.Array]:
+        """Begins a run on flat inputs that have a bucket's shapes already: nothing is checked, padded, cut or waited
+        for. The flat outputs, whole buckets; numpy inputs may be read until these are ready."""
+        return list(self._run(arrays, bucket, bucket))
+
+    def on(self, device: Any) -> "Executable":
+        """The same executables, with a copy of the weights, on another device of the same kind. Machine code is taken
+        over; where the backend can't do that, every bucket is compiled again when it is first met."""
+        params = [jax.device_put(array, device) for array in self.params]
+        report, programs = CompileReport(), {}
+        for sizes, ready in self.programs():
+            key = tuple(sizes[name] for name in self.program.axes)
+            programs[key] = Moved(ready, partial(self.prepared.ready, sizes, device, report), device, report)
+        fresh: dict[str, Any] = {"_log": CompileLog(), "_lock": threading.Lock(), "_origin": "on"}
+        fresh |= {"_programs": programs, "_compiles_before": _jax.compiles(), "report": report}
+        return replace(self, device=device, params=params, padding=replace(self.padding, device=device), **fresh)
 
     @property
     def compile_count(self) -> int:
@@ -106,7 +132,14 @@ class Executable:
             self._at(sizes, f"ahead, at {self._origin}")
         for name in self.program.axes:
             for bucket in self.padding.padded_to(name):
-                self.padding.refusal(name, bucket, partial(self._tried, f"ahead, at {self._origin}"))
+                self.refusal(name, bucket)
+
+    def refusal(self, name: str, bucket: int) -> str:
+        """Why the rows along a named dim can't be kept apart at a bucket, as far as anyone can know; "" where they
+        can. Found out once, by running it."""
+        if (name, bucket) not in self.padding.found and not isinstance(self.program, Program):
+            return ""  # a bundle says what was asked when it was saved: nothing is ever padded up to this bucket
+        return self.padding.refusal(name, bucket, partial(self._tried, f"ahead, at {self._origin}"))
 
     def programs(self) -> list[tuple[dict[str, int], Ready]]:
         """The program of every bucket, ready or on its way: what is on disk loads in the background from now on."""

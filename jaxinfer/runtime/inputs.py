@@ -44,6 +44,8 @@ def checked(specs: Mapping[str, Spec], given: Mapping[str, Any] | None) -> tuple
             if size != expected or not size:
                 raise RequestError(f"inputs[{name!r}]: {dim} should be {expected or 'at least 1'}, got {size}")
         arrays[name] = array.astype(spec.dtype)
+        if array.dtype.kind in "iu" and spec.dtype.kind in "iu" and (arrays[name] != array).any():
+            raise RequestError(f"inputs[{name!r}]: {array[arrays[name] != array][0]} doesn't fit {spec.dtype}")
     return arrays, tuple(sorted(sizes.items()))
 
 
