@@ -381,7 +381,7 @@ def _gather(equation: Equation) -> Factors | None:
     base = len(batch_dims)
     dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     for number, d in enumerate(k for k in range(len(source.shape)) if k not in dropped):
-        if sizes[d] == source.shape[d] and d not in numbers.start_index_map:
+        if sizes[d] == source.shape[d]:  # whatever the start index: only 0 is within bounds
             operand[d] = results[numbers.offset_dims[number]] = base + number
     for mine, theirs in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
         operand[mine] = index[theirs]
