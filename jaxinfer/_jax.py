@@ -2,6 +2,7 @@
 supported JAX."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -60,11 +61,18 @@ def source_line(equation: Any) -> str:
     traceback = equation.source_info.traceback
     if traceback is None:
         return ""
-    for frame in traceback.frames:
-        name = frame.file_name
-        if not any(part in name for part in ("/site-packages/", "/lib/python", "<frozen", "/jaxinfer/tracing.py")):
-            return f"{name.rsplit('/', 1)[-1]}:{frame.line_num} ({frame.function_name})"
+    # Raw frames: `frames` finds out the line of every frame of JAX's own, too.
+    for code, place in zip(*traceback.raw_frames(), strict=True):
+        if _of_user(name := code.co_filename):
+            line = type(traceback).code_addr2line(code, place)
+            return f"{name.rsplit('/', 1)[-1]}:{line} ({code.co_qualname})"
     return ""
+
+
+@cache
+def _of_user(file_name: str) -> bool:
+    others = ("/site-packages/", "/lib/python", "<frozen", "/jaxinfer/tracing.py")
+    return not any(part in file_name for part in others)
 
 
 # What jax.lax.associative_scan leaves besides the equations of the operator that it was given; the two that move or

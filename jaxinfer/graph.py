@@ -1,6 +1,8 @@
 """Graph: a jaxpr flattened for analysis: calls inlined, dead equations removed, every value a node of its own."""
 
-from collections.abc import Callable, Iterable, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 from jaxinfer import _jax
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)  # of these two there are tens of thousands
 class Node:
     """One value: an input, a constant (then `value` holds it) or the result of `equation`."""
 
@@ -33,14 +35,14 @@ class Composite:
     """An idiom of several equations taken as one. Stands where a primitive does: `bind` runs `lower`, in any trace."""
 
     name: str
-    lower: Callable[..., Sequence[Any]]  # (*operands, **params) -> results
+    lower: Callable[..., Any]  # (*operands, **params) -> results, or the only one
     multiple_results: bool = True
 
-    def bind(self, *operands: Any, **params: Any) -> Sequence[Any]:
+    def bind(self, *operands: Any, **params: Any) -> Any:
         return self.lower(*operands, **params)
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, slots=True)
 class Equation:
     """One primitive applied to nodes. `source` is where the user's outermost call stands."""
 
@@ -81,6 +83,20 @@ class Graph:
         return found
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Pauses garbage collection: analyses and rewrites make no cycles that matter, and among JAX's objects a full
+    collection takes 0.1 s, several of them a pass over 7,000 equations."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
+
+
+@uncollected()
 def flatten(closed: ClosedJaxpr) -> Graph:
     """The Graph of a jaxpr. Equations that nothing needs are left out."""
     inputs = tuple(_node(v.aval) for v in closed.jaxpr.invars)
@@ -157,8 +173,10 @@ def in_place_of(
 
 
 def _node(aval: Any, value: Any = None) -> Node:
+    dtype = aval.dtype
     # Keys of jax.random have a dtype that NumPy doesn't know.
-    dtype = aval.dtype if jnp.issubdtype(aval.dtype, jax.dtypes.extended) else np.dtype(aval.dtype)
+    if not isinstance(dtype, np.dtype) and not jnp.issubdtype(dtype, jax.dtypes.extended):
+        dtype = np.dtype(dtype)
     return Node(tuple(aval.shape), dtype, bool(getattr(aval, "weak_type", False)), value)
 
 
@@ -181,10 +199,20 @@ def _inline(
             held = [_node(v.aval, c) for v, c in zip(body.constvars, values, strict=True)]
             results = _inline(body, held, operands, where, into)
         else:
-            results = tuple(_node(v.aval) for v in eqn.outvars)
-            equation = Equation(eqn.primitive, dict(eqn.params), operands, results, where, scope=_jax.scope(eqn))
+            results, params = tuple(_node(v.aval) for v in eqn.outvars), dict(eqn.params)
+            if eqn.primitive is jax.lax.reshape_p and params.get("dimensions") is not None:
+                operands, params["dimensions"] = (_transposed(operands[0], params["dimensions"], where, into),), None
+            equation = Equation(eqn.primitive, params, operands, results, where, scope=_jax.scope(eqn))
             for node in results:
                 node.equation = equation
             into.append(equation)
         env.update(zip(eqn.outvars, results, strict=True))
     return tuple(map(read, jaxpr.outvars))
+
+
+def _transposed(node: Node, order: Sequence[int], source: str, into: list[Equation]) -> Node:
+    """What a reshape with `dimensions` (vmap of a convolution makes one) does first, as the equation that it is."""
+    out = Node(tuple(node.shape[d] for d in order), node.dtype, node.weak)
+    out.equation = Equation(jax.lax.transpose_p, {"permutation": tuple(order)}, (node,), (out,), source)
+    into.append(out.equation)
+    return out

@@ -250,10 +250,12 @@ class LanguageModel:
 
     def _requests(self, inputs: Any, count: int, single: bool) -> list[tuple[dict[str, np.ndarray], Sizes]]:
         """The checked inputs of each prompt, and their sizes."""
-        listed = [inputs] * count if single or inputs is None else list(inputs)
-        if len(listed) != count or (not single and isinstance(inputs, Mapping)):
-            raise RequestError(f"give a list with the inputs of each of {count} prompts, got {type(inputs).__name__}")
-        return [checked(self._inputs, given) for given in listed]
+        if single or inputs is None:
+            return [checked(self._inputs, inputs)] * count
+        if isinstance(inputs, Mapping) or not isinstance(inputs, Sequence) or len(inputs) != count:
+            got = f"{len(inputs)} of them" if isinstance(inputs, list | tuple) else type(inputs).__name__
+            raise RequestError(f"give a list with the inputs of each of {count} prompts, got {got}")
+        return [checked(self._inputs, given) for given in inputs]
 
     def _runs(
         self, prompt: Prompt, options: GenerationOptions, request: tuple[dict[str, np.ndarray], Sizes]

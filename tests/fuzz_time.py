@@ -519,7 +519,11 @@ def shortened(x, rng):
         lambda: right(x, 2)[1:-1] + x, lambda: jnp.concatenate([x[:1], x[:-1]]),
         lambda: lax.conv_general_dilated(right(x, 4)[None, 1 : n + 3], weights(2, (3, x.shape[1], 4)), (1,), "VALID",
                                          dimension_numbers=("NWC", "WIO", "NWC"))[0],
-        lambda: jnp.where(jnp.arange(n)[:, None] == 0, 0.3, x),
+        lambda: jnp.where(jnp.arange(n)[:, None] == 0, 0.3, x), lambda: x.at[0].set(0.3), lambda: x.at[-1].add(0.3),
+        lambda: x.at[by : 2 * by].set(weights(1, (by, x.shape[1]))), lambda: x.at[:by].set(2 * x[:by]),
+        lambda: jnp.zeros_like(x).at[by:].set(x[:-by]), lambda: x - x[:1], lambda: x * jnp.broadcast_to(x[0], x.shape),
+        lambda: jnp.concatenate([x, jnp.where(x > x[0], x, x[0] @ weights(1, (x.shape[1],) * 2))], 1),
+        lambda: jax.vmap(lambda c, k: jnp.convolve(c, k)[:n], 1, 1)(x, weights(3, (3, x.shape[1]))),
         lambda: jnp.where(jnp.arange(n)[:, None] < by, x, right(x, by)[:n]),
     )  # fmt: skip
     return rng.choice(forms)()
@@ -568,7 +572,7 @@ def over_pairs(x, rng):
         lambda: zeroed @ (zeroed @ x), lambda: jnp.any(mask & (s > 0.5), axis=1), lambda: mask.sum(1) + x[:, 0],
         lambda: jnp.where(mask, s, jnp.inf).min(1),
         lambda: jnp.where(mask, 1 + 0.1 * s, 1.0).prod(1), lambda: jax.nn.logsumexp(low, axis=1),
-        lambda: (zeroed > 0.2).sum(1),
+        lambda: (zeroed > 0.2).sum(1), lambda: lax.top_k(jnp.where(mask, s, -1e9), 3)[0].clip(-2),
         lambda: jnp.all(~mask | (s > -0.5), axis=1),
         lambda: (jnp.where(mask, s, 0.0)[:, :, None] * jnp.pad(x, ((1, 0), (0, 0)))[None, :-1]).sum(1),
     )  # fmt: skip
@@ -602,6 +606,8 @@ def shifted_left(x, rng):
         lambda: jnp.pad(x, ((1, 1), (0, 0)))[2:], lambda: jnp.roll(x, -1, 0), lambda: jnp.roll(x, 1, 0),
         lambda: lax.pad(x, 0.0, ((-1, 1, 0), (0, 0, 0))), lambda: x + jnp.pad(x[3:], ((0, 3), (0, 0))),
         lambda: x[jnp.minimum(jnp.arange(n) + 1, n - 1)], lambda: jnp.concatenate([x[-1:], x[:-1]]),
+        lambda: x.at[0].set(x[1]), lambda: x - x[1:2], lambda: x.at[:2].add(x[2:4]),
+        lambda: jnp.zeros_like(x).at[:-1].set(x[1:]),
         lambda: x[::-1], lambda: lax.rev(x.T, (1,)).T, lambda: jnp.pad(x, ((1, 2), (0, 0)))[2 : 2 + n],
         lambda: jnp.concatenate([x[n // 2 :], x[: n // 2]]), lambda: x[(jnp.arange(n) * 5) % n],
     )  # fmt: skip
@@ -629,6 +635,7 @@ def leaky_mask(x, rng):
         lambda: jax.nn.softmax(jnp.where(mask, s, -3.0)),
         lambda: softmaxed(s, mask.T, rng), lambda: jax.nn.softmax(s), lambda: jax.nn.softmax(s + 0.5 * mask),
         lambda: jax.nn.softmax(jnp.where(mask, s, -jnp.inf), axis=-2), lambda: jax.nn.softmax(s) * mask,
+        lambda: softmaxed(s, mask, rng) * lax.top_k(s, 2)[0][..., -1:],
         lambda: jnp.swapaxes(softmaxed(s, mask, rng), -1, -2), lambda: softmaxed(s, near, rng),
         lambda: jax.nn.softmax(jnp.where(mask, 1e9, s)), lambda: jax.nn.softmax(jnp.where(~mask, s, -jnp.inf)),
         lambda: jax.nn.softmax(jnp.where(mask | (ids(x, 3) == 0)[None], s, -1e9)),

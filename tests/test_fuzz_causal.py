@@ -1,10 +1,9 @@
 """Random programs over time: a step that is derived must decode what its forward computes, nothing that looks ahead may
 be derived, and nearly all that is causal by construction must be. benchmarks/fuzz_causal.py runs hundreds.
 
-Left out of tests/fuzz_time.py, since they are refused though causal: the first row read by all; a sink's column in
-front of the scores; keys shifted to the right under a mask that lets as many more rows be seen; jnp.convolve under
-vmap; a running sum over padded rows cut in front; x.at[0].set; a sort of masked scores; (z @ z) @ x where z is masked;
-the diagonal of [t, s].
+Left out of tests/fuzz_time.py, since they are refused though causal: a sink's column in front of the scores; keys
+shifted to the right under a mask that lets as many more rows be seen; a running sum over padded rows cut in front; a
+sort of masked scores; (z @ z) @ x where z is masked; the diagonal of [t, s].
 Refused too and still drawn: an indexing scan under vmap, attention over running sums of shortened rows.
 """
 

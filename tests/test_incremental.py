@@ -97,7 +97,7 @@ def test_any_chunking_and_mix_of_slots(case):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(row.name, marks=() if row.name in KINDS else pytest.mark.heavy) for row in CAUSAL]
+    "name", [pytest.param(row.name, marks=() if row.name in (*KINDS, "s4d") else pytest.mark.heavy) for row in CAUSAL]
 )
 def test_one_by_one_and_last(name):
     """k = 1 decodes; `last` gives a chunk's last real row only, the same numbers."""
@@ -136,6 +136,39 @@ def test_rows_past_the_end_are_dropped(kind):
     outputs, _ = run(rows[:, 12:18], np.full(3, 12, np.int32), np.full(3, 4, np.int32), state)
     for i in range(3):
         np.testing.assert_allclose(np.asarray(outputs)[i, :4], full[i][12:16], rtol=0, atol=tolerance(full))
+
+
+def poisoned(state):
+    """A state as an ended sequence may have left it at worst."""
+    return tuple(jnp.full_like(a, jnp.nan if jnp.issubdtype(a.dtype, jnp.inexact) else 3) for a in state)
+
+
+def test_nothing_of_a_slots_last_sequence_is_left(case):
+    """From position 0 on, slots full of NaN give what empty ones do, bit for bit: prefilled, decoded, idle between."""
+    _, program, step, rows, _ = case
+    run = driver(program, step)
+    results = []
+    for state in (step.init(2), poisoned(step.init(2))):
+        told, done = [], np.zeros(2, np.int32)
+        for k, counts in ((5, (3, 0)), (5, (5, 1)), (1, (1, 1)), (1, (0, 1)), (1, (1, 1))):
+            chunk = np.full((2, k, *rows.shape[2:]), 2, rows.dtype)
+            for i, n in enumerate(counts):
+                chunk[i, :n] = rows[i, done[i] : done[i] + n]
+            outputs, state = run(chunk, done, np.array(counts, np.int32), state)
+            told += [np.asarray(outputs)[i, :n] for i, n in enumerate(counts)]
+            done += counts
+        results.append(np.concatenate(told))
+    np.testing.assert_array_equal(*results)
+    assert np.isfinite(results[0]).all()
+
+
+def test_an_idle_slot_is_left_alone():
+    """No real rows at position 0: no sequence starts, and nothing is cleared for one."""
+    _, program, step, rows, _ = derived("gpt2")
+    state = poisoned(step.init(2))
+    _, after = driver(program, step)(rows[:2, :5], np.zeros(2, np.int32), np.zeros(2, np.int32), state)
+    for a, b in zip(state, after, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_state_is_what_a_hand_written_cache_keeps(case):
@@ -191,6 +224,26 @@ LEAKS = {
     "nothing seen": (lambda s, i, j: jnp.where(j < i, s, -1e9), lambda x: x, "shows the first 1 rows nothing"),
     "pairs": (lambda s, i, j: jnp.cumsum(jnp.where(j <= i, s, 0), 2), lambda x: x, "values of pairs of rows"),
     "reversed": (lambda s, i, j: jnp.where(j <= i, s, -jnp.inf), lambda x: jnp.flip(x, 1), "as a whole"),
+    "one ahead beside a sink": (
+        lambda s, i, j: jax.nn.log_softmax(
+            jnp.concatenate([jnp.zeros((*s.shape[:-1], 1)), jnp.where(j <= i + 1, s, -jnp.inf)], -1)
+        )[..., 1:],
+        lambda x: x,
+        "reads up to 1 rows ahead",
+    ),
+    "almost a mask": (lambda s, i, j: jnp.where(j <= i, s, -9999.0), lambda x: x, "no mask was found"),
+    "largest": (
+        lambda s, i, j: s - jax.lax.top_k(jnp.where(j <= i + 1, s, -jnp.inf), 2)[0][..., 1:],
+        lambda x: x,
+        "reads up to 1 rows ahead",
+    ),
+    "row put ahead": (lambda s, i, j: jnp.where(j <= i, s, -jnp.inf), lambda x: x.at[:, 1].set(x[:, 2]), "as a whole"),
+    "second row": (lambda s, i, j: jnp.where(j <= i, s, -jnp.inf), lambda x: x - x[:, 1:2], "as a whole"),
+    "running ahead": (
+        lambda s, i, j: jnp.where(j <= i, s, -jnp.inf),
+        lambda x: jnp.cumsum(jnp.pad(x, ((0, 0), (2, 0), (0, 0))), 1)[:, 2:],
+        "up to 2 rows further on",
+    ),
     "centred": (lambda s, i, j: jnp.where(j <= i, s, -jnp.inf), lambda x: x - x.mean(1, keepdims=True), "combines all"),
 }
 
@@ -203,7 +256,7 @@ def test_leaks_are_refused(name: str):
     assert "test_incremental.py" in str(refused.value)  # the line to look at
 
 
-@pytest.mark.parametrize("name", [*REFUSED, "bert", "bidirectional", "expert_choice"])
+@pytest.mark.parametrize("name", [*REFUSED, "bert", "bidirectional", "expert_choice", "gla_leaky"])
 def test_what_is_not_proved_is_refused(name: str):
     with pytest.raises(ji.NotCausalError, match=f"at {name.replace('moe_groups', 'moe_capacity')}.py"):
         ji.incremental(trace(name), length=16)
@@ -218,7 +271,7 @@ def test_a_request_is_encoded_once():
     params = jax.tree.leaves(program.params)
     tokens, given = draw("encoder_decoder", {"batch": 2, "time": length, "source": source}, np.random.default_rng(3))
     full = np.asarray(jax.jit(program.function)(program.params, tokens, given))
-    state = jax.jit(step.begin)(params, [given[:, None]], step.init(2))
+    state = jax.jit(step.begin)(params, [given[:, None]], poisoned(step.init(2)))
     run = jax.jit(lambda rows, at, state: step(params, [rows], at, state))
     for a, b in ((0, 8), (8, 16), (16, 24)):
         (out,), state = run(tokens[:, None, a:b], np.full(2, a, np.int32), state)
@@ -237,9 +290,13 @@ def test_assume_causal_overrides_a_missing_proof_but_not_a_leak():
         ji.incremental(softmax_model(LEAKS["one ahead"][0]), length=16, assume_causal=True)
 
 
-def test_an_assumption_is_told():
-    mask = lambda s, i, j: s + jnp.where(j <= i, 0.0, -1e9)  # noqa: E731
-    assert "scores stay above the mask value" in ji.incremental(softmax_model(mask), length=16).explain()
+@pytest.mark.parametrize("value", [-1e4, -1e9])
+def test_an_assumption_is_told(value):
+    for mask in (
+        lambda s, i, j: s + jnp.where(j <= i, 0.0, value),
+        lambda s, i, j: jnp.where(j <= i, s, value),
+    ):
+        assert "scores stay above the mask value" in ji.incremental(softmax_model(mask), length=16).explain()
 
 
 @pytest.mark.parametrize("pick", [jnp.argmax, lambda s, axis: s.max(axis)])
@@ -267,6 +324,60 @@ def test_a_window_knows_its_place_and_its_ends(pick):
         np.testing.assert_allclose(out[0, :count], full[start : start + count], rtol=0, atol=1e-4)
 
 
+def test_rows_not_yet_written_may_be_divided_by():
+    """One over a stored 0 is infinite, and 0 times that NaN: what isn't there yet must count nothing, masked or not."""
+    params = {"w": jnp.arange(1.0, 4.0)}
+
+    def forward(p, x):
+        mask, size = jnp.tril(jnp.ones((len(x),) * 2)), 1 + x.sum(1) ** 2  # kept for all that is made of it
+        values = p["w"] / size[:, None]
+        near = mask * jnp.triu(jnp.ones((len(x),) * 2), -2)
+        return jnp.concatenate([(mask * (x[:, :1] / size)) @ values, (near * (x[:, :1] / size)) @ values], -1)
+
+    decoded_is_whole(forward, params, 5)
+
+
+UPDATES = {
+    "set": lambda x, w: x.at[0].set(0.5),
+    "add": lambda x, w: x.at[2:4].add(w[:2]),
+    "its own": lambda x, w: x.at[:1].set(3 * x[:1]),
+    "shift": lambda x, w: jnp.zeros_like(x).at[1:].set(x[:-1]),
+    "reference": lambda x, w: x - x[:1],
+    "its product": lambda x, w: jnp.where(x > x[0], x, jnp.tanh(x[0] @ w)),
+    "spread": lambda x, w: jax.nn.softmax(causal((x - x[0]) @ x.T)) @ jnp.concatenate([x, 0 * x + x[:1]], 1),
+    "vmapped": lambda x, w: jax.vmap(lambda c: c.at[-2].multiply(7.0), 1, 1)(x),
+    "kernels": lambda x, w: jax.vmap(lambda c, k: jnp.convolve(c, k)[: len(c)], 1, 1)(x, w),
+    # Kept as numbers, of which that of a row before the first, 0, would look up a row of w.
+    "looked up": lambda x, w: jax.lax.conv_general_dilated(
+        w[jnp.floor(5 * jax.nn.sigmoid(x[:, 0])).astype(jnp.int32)].T[None],
+        w[:2, :, None] + jnp.zeros((1, 1, 3)),
+        (1,),
+        [(4, 0)],
+        dimension_numbers=("NCW", "OIW", "NCW"),
+        rhs_dilation=(2,),
+    )[0].T[: len(x)],
+    # A window of 3 holds the chunk's padded rows, too, which are NaN.
+    "near": lambda x, w: jax.nn.softmax(jnp.where(jnp.tri(len(x), k=-3, dtype=bool), -jnp.inf, causal(x @ x.T))) @ x,
+    "most alike": lambda x, w: jnp.where(jnp.isfinite(v := jax.lax.top_k(causal(x @ x.T), 3)[0]), v, 0),
+    "their places": lambda x, w: jax.lax.top_k(causal(x @ x.T), 5)[1].astype(x.dtype),
+    "sparse": lambda x, w: jax.nn.softmax(kept(causal(x @ x.T))) @ x,
+}
+
+
+def causal(scores):
+    return jnp.where(jnp.tri(len(scores), dtype=bool), scores, -jnp.inf)
+
+
+def kept(scores):
+    return jnp.where(scores >= jax.lax.top_k(scores, 2)[0][:, -1:], scores, -jnp.inf)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_rows_put_in_place_and_picked(name):
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((5, 5)), jnp.float32)
+    decoded_is_whole(lambda p, x: UPDATES[name](x, p["w"]), {"w": w}, 5)
+
+
 def test_rows_ahead_that_are_moved_back():
     params = {"w": jnp.asarray(np.random.default_rng(0).standard_normal((5, 5)), jnp.float32)}
 
@@ -291,14 +402,14 @@ def test_an_associative_scan_inside_scanned_layers():
 
 
 def decoded_is_whole(forward, params, features, length=13):
-    """A forward over float rows [time, features], in chunks of 4 that overhang the end."""
+    """A forward over float rows [time, features], in chunks of 4 that overhang the end, padded with NaN."""
     program = ji.trace(forward, params, ji.spec(f"time {features}", "float32"))
     step, random = ji.incremental(program, length=length), np.random.default_rng(1)
     rows = random.standard_normal((length, features)).astype(np.float32)
-    full, state, run = np.asarray(forward(params, rows)), step.init(1), driver(program, step)
+    full, state, run = np.asarray(forward(params, jnp.asarray(rows))), step.init(1), driver(program, step)
     for start in range(0, length, 4):
         count = min(4, length - start)
-        chunk = np.full((1, 4, features), 7, np.float32)
+        chunk = np.full((1, 4, features), np.nan, np.float32)
         chunk[0, :count] = rows[start : start + count]
         out, state = run(chunk, np.array([start], np.int32), np.array([count], np.int32), state)
         np.testing.assert_allclose(out[0, :count], full[start : start + count], rtol=0, atol=1e-5 * np.abs(full).max())

@@ -275,3 +275,140 @@ def test_your_own_forward(name):
     assert completion.tokens == tuple(ids[5:])
     with pytest.raises(ji.RequestError, match="no tokenizer"):
         lm.generate("text")
+
+
+@pytest.fixture(scope="module")
+def translator():
+    """(model, forward) of the zoo's encoder-decoder: 48 tokens, a source of any length beside them.
+
+    forward(ids, source) -> logits [time, vocab] by the whole forward.
+    """
+    from forwards import encoder_decoder
+
+    with jax.numpy_rank_promotion("allow"):
+        own, params = encoder_decoder.make()
+        model = ji.LanguageModel(own, params, max_len=48, inputs={"source": ji.spec("batch source", "int32")})
+        run = jax.jit(own)
+
+        def forward(ids, source):
+            padded = np.zeros((1, 48), np.int32)  # causal: what lies to the right is not seen
+            padded[0, : len(ids)] = ids
+            return np.asarray(run(params, padded, np.asarray(source)[None]))[0, : len(ids)]
+
+        yield model, forward
+
+
+def sources(*lengths):
+    random = np.random.default_rng(5)
+    return [random.integers(1, 47, n).astype(np.int32) for n in lengths]
+
+
+def translated(forward, prompt, source, n):
+    return greedy(lambda ids: forward(ids, source), prompt, n)
+
+
+@pytest.mark.jax_defaults
+def test_requests_with_inputs_of_their_own(translator):
+    """Prompts and sources of several lengths in one call, each as the whole forward goes on from it by itself."""
+    lm, forward = translator
+    prompts = [[1], [1, 5, 9, 2, 6], [1], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]]
+    given = sources(6, 9, 6, 9)
+    given[3][7:] = 0  # padding, which the forward's own mask hides
+    found = lm.generate(prompts, max_tokens=12, logprobs=1, inputs=[{"source": s} for s in given])
+    for prompt, source, completion in zip(prompts, given, found, strict=True):
+        assert completion.tokens == translated(forward, prompt, source, 12)
+        rows = forward([*prompt, *completion.tokens], source)[len(prompt) - 1 : -1].astype(np.float64)
+        want = rows.max(-1) - np.log(np.exp(rows).sum(-1))
+        np.testing.assert_allclose([info.logprob for info in completion.logprobs], want, atol=1e-4)
+    assert abs(found[0].logprobs[0].logprob - found[2].logprobs[0].logprob) > 1e-2  # one prompt: the sources differ
+
+
+@pytest.mark.jax_defaults
+def test_inputs_in_every_door(translator):
+    """A single prompt, its samples, a stream, a score and a call with a batch take them alike."""
+    lm, forward = translator
+    (source,) = sources(9)
+    single = lm.generate([1, 2], max_tokens=6, inputs={"source": source.tolist()})
+    assert single.tokens == translated(forward, [1, 2], source, 6)
+    pair = lm.generate([1, 2], max_tokens=6, n=2, logprobs=1, inputs={"source": source})
+    assert [c.tokens for c in pair] == [single.tokens] * 2
+    stream = lm.stream([1, 2], max_tokens=6, inputs={"source": source})
+    assert tuple(t for delta in stream for t in delta.tokens) == single.tokens
+    ids = [1, 2, *single.tokens]
+    rows = forward(ids, source).astype(np.float64)
+    want = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+    np.testing.assert_allclose(
+        lm.score(ids, inputs={"source": source}).logprobs, [want[i, t] for i, t in enumerate(ids[1:])], atol=1e-4
+    )
+    np.testing.assert_allclose(lm([ids], source=source[None])[0], rows, rtol=0, atol=1e-5 * np.abs(rows).max())
+
+
+@pytest.mark.jax_defaults
+def test_the_encoder_runs_once_a_request(translator, monkeypatch):
+    """One call of `begin` for all requests of a batch; the encoder's weights are gone (NaN) from then on."""
+    lm, forward = translator
+    given = sources(9, 9)
+    own = lm._programs((("source", 9),))
+    before, begin, called = list(own.params), own.begin, []
+    encoder = ["encoder" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(lm.program.params)]
+    assert sum(encoder) == 2 * (4 + 2 + 2)  # two layers of Q, K, V, O, the MLP's two and two norms
+
+    def counted(slots, length):
+        def run(*arguments):
+            called.append(slots)
+            started = begin(slots, length)(*arguments)
+            pairs = zip(before, encoder, strict=True)
+            own.params = [jnp.full_like(p, jnp.nan) if gone else p for p, gone in pairs]
+            return started
+
+        return run
+
+    monkeypatch.setattr(own, "params", before)  # so that it is put back
+    monkeypatch.setattr(own, "begin", counted)
+    monkeypatch.setattr(programs, "CHUNKS", (16,))
+    prompts = [[1], list(range(1, 20))]  # two chunks of prefill
+    found = lm.generate(prompts, max_tokens=20, logprobs=1, inputs=[{"source": s} for s in given])
+    assert called == [2]  # slots
+    assert [c.tokens for c in found] == [translated(forward, p, s, 20) for p, s in zip(prompts, given, strict=True)]
+
+
+@pytest.mark.jax_defaults
+@pytest.mark.parametrize(
+    ("prompts", "inputs", "message"),
+    [
+        ([1], None, r"has the inputs \['source'\], got \[\]"),
+        ([1], {}, r"has the inputs \['source'\], got \[\]"),
+        ([1], {"sauce": [1, 2]}, r"has the inputs \['source'\], got \['sauce'\]"),
+        ([1], {"source": [1], "style": [2]}, r"got \['source', 'style'\]"),
+        ([1], [1, 2, 3], "got list: give {name: array}"),
+        ([1], {"source": [1.5, 2.0]}, r"should be int32\[source\], got float64\[2\]"),
+        ([1], {"source": [[1, 2]]}, r"should be int32\[source\], got int64\[1, 2\]"),
+        ([1], {"source": 3}, r"should be int32\[source\], got int64\[\]"),
+        ([1], {"source": np.zeros(0, np.int32)}, "source should be at least 1, got 0"),
+        ([1], {"source": [1, 2**40]}, "1099511627776 doesn't fit int32"),
+        ([[1], [2]], {"source": [1, 2]}, "a list with the inputs of each of 2 prompts, got dict"),
+        ([[1], [2]], [{"source": [1, 2]}], "a list with the inputs of each of 2 prompts, got 1 of them"),
+        ([1] * 48, {"source": [1, 2]}, "the prompt has 48 tokens, but the context holds 48 with 1 to be generated"),
+    ],
+)
+def test_bad_inputs(translator, prompts, inputs, message):
+    with pytest.raises(ji.RequestError, match=message):
+        translator[0].generate(prompts, inputs=inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"source": "int32"}, "should be a ji.spec, got str"),
+        ({"source": ji.spec("source", "int32")}, "has a 'batch' dim and no 'time'"),
+        ({"source": ji.spec("batch time", "int32")}, "has a 'batch' dim and no 'time'"),
+    ],
+)
+def test_bad_specs_of_inputs(inputs, message):
+    with pytest.raises(ji.TraceError, match=message):
+        ji.LanguageModel(lambda params, tokens, source: tokens, {}, inputs=inputs)
+
+
+def test_a_model_without_inputs_takes_none(lm):
+    with pytest.raises(ji.RequestError, match=r"has the inputs \[\], got \['source'\]"):
+        lm.generate([1], inputs={"source": [1]})

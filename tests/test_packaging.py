@@ -126,7 +126,7 @@ def test_readme_python_blocks_are_valid_and_use_public_names(repository):
     import jaxinfer as ji
 
     blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     for block in blocks:
         used = {
             node.attr

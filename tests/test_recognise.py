@@ -139,7 +139,8 @@ def test_every_mutation_of_a_tree_is_left_alone(rows: int):
     for number, what, changes in cases:
         equation = graph.equations[number]
         before = {k: getattr(equation, k) for k in changes}
-        vars(equation).update(changes)
+        for name, value in changes.items():
+            setattr(equation, name, value)
         try:
             new = recognise(graph)
             # A level that is still whole is a scan of its own rows; the changed one isn't, nor the whole.
@@ -148,4 +149,5 @@ def test_every_mutation_of_a_tree_is_left_alone(rows: int):
                 inputs = [uniform(rows, 3)]
                 assert_same_values(new, graph, inputs)
         finally:
-            vars(equation).update(before)
+            for name, value in before.items():
+                setattr(equation, name, value)

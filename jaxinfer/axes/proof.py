@@ -16,7 +16,7 @@ from jaxinfer.axes import words
 from jaxinfer.axes.factors import Factors, factors_of, known_primitives
 from jaxinfer.axes.sizes import Bodies, compare
 from jaxinfer.axes.states import FREE, HERE, Free, Index, Mixed, Rows, Sizes, State, merged
-from jaxinfer.graph import Equation, Graph, Node
+from jaxinfer.graph import Equation, Graph, Node, uncollected
 
 # (walk, equation, states of the operands) -> states of the results, or None to go on with the factor rule.
 Special = Callable[["Walk", Equation, Sequence[State]], "list[State] | None"]
@@ -245,6 +245,7 @@ class Walk:
         return self._mixed[node]
 
 
+@uncollected()
 def prove(
     axis: str,
     rows: int,

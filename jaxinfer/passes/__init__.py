@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from jaxinfer.errors import TraceError
-from jaxinfer.graph import Graph
+from jaxinfer.graph import Graph, uncollected
 from jaxinfer.passes.attention import attention
 from jaxinfer.passes.fold import fold
 from jaxinfer.passes.merge import merge
 from jaxinfer.passes.precision import precision
 from jaxinfer.passes.report import Note, Report
-from jaxinfer.passes.rewriting import uncollected
 from jaxinfer.passes.simplify import simplify
 from jaxinfer.passes.stage import Staged, stage
 

@@ -7,9 +7,7 @@
 A Graph is never changed: inputs and constants are shared by the old and the new one, everything else is copied.
 """
 
-import gc
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -20,19 +18,6 @@ from jaxinfer.errors import TraceError
 from jaxinfer.graph import Equation, Graph, Node, copies, flatten, needed
 
 Make = Callable[["Rewriter"], Node]
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Pauses garbage collection: rewrites make no cycles that matter, and among JAX's objects a full collection takes
-    0.1 s, several of them a pass over 7,000 equations."""
-    paused = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if paused:
-            gc.enable()
 
 
 class Rewriter:

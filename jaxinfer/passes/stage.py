@@ -16,10 +16,10 @@ broadcast and no second form of an embedding that is also read as it is are ever
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from jaxinfer.graph import Equation, Graph, Node
+from jaxinfer.graph import Equation, Graph, Node, uncollected
 from jaxinfer.passes.keys import constant_key, digest, equation_key
 from jaxinfer.passes.report import MOVES, VIEWS, Note
-from jaxinfer.passes.rewriting import Rewriter, nbytes, part, static_nodes, uncollected
+from jaxinfer.passes.rewriting import Rewriter, nbytes, part, static_nodes
 
 SMALL = 64 << 10
 TABLE_BYTES = 1 << 20

@@ -100,6 +100,11 @@ ZOO = (
     _recurrent("rwkv", F32 * 2 * (2 + 3) * 32 - F32 * 32 + 12),
     _recurrent("mamba", F32 * 2 * (3 * 32 + 32 * 6)),  # 3 rows before a convolution of width 4; the state
     _recurrent("lru", 2 * F32 * 2 * 16),  # complex
+    # Time in chunks: their state, and of the rows since the chunk began, at most one less than it has, k, v and gate
+    # (of 2 heads; 8 rows), or x, its decay and B (10 rows; B is the same for all heads). q and C of earlier rows
+    # matter to nothing.
+    _recurrent("gla_chunked", F32 * 2 * 2 * (6 * 10 + 7 * (6 + 10 + 6))),
+    _recurrent("mamba2_ssd", F32 * 2 * (3 * (32 + 2 * 6) + 4 * 8 * 6 + 9 * (32 + 4 + 6))),  # and 3 rows to convolve
     # 4 rows of 12 bins before a convolution of width 5; h and c.
     _recurrent("speech_frames", F32 * (4 * 12 + 2 * 20), axes="time 12", dtype="float32"),
     # The sample before as its number (4 bytes, not 32 floats), then as many rows of 16 channels as each dilation spans.
@@ -122,6 +127,7 @@ ZOO = (
     Forward("bert", "batch time", "encoder", more=(("batch time", "int32"),)),
     Forward("bidirectional", "batch time", "encoder"),
     Forward("expert_choice", "batch time", "encoder"),
+    Forward("gla_leaky", "batch time", "encoder"),  # each row reads its whole chunk's gates
     # Batches.
     _image("resnet"),
     _image("batchnorm_training", independent=False),

@@ -10,12 +10,14 @@ import jax
 
 from jaxinfer import specs
 from jaxinfer.errors import TraceError
-from jaxinfer.graph import flatten
+from jaxinfer.graph import flatten, uncollected
+from jaxinfer.passes.incremental import first_row
 from jaxinfer.passes.incremental.absorb import absorb
 from jaxinfer.passes.incremental.causality import prove
 from jaxinfer.passes.incremental.cut import choose_state
 from jaxinfer.passes.incremental.state import StateSpec
 from jaxinfer.passes.incremental.step import State, Step
+from jaxinfer.passes.incremental.updates import settled
 from jaxinfer.passes.recognise import recognise
 from jaxinfer.program import Program
 
@@ -60,6 +62,8 @@ def incremental(
     inputs = list(zip(graph.inputs[held:], leaves, strict=True))
     sources = {node: leaf.dims.index(axis) for node, leaf in inputs if axis in leaf.dims}
     requests = [node for node, _ in inputs if node not in sources]
-    graph = absorb(recognise(graph), list(sources))
-    timing = prove(graph, sources, length, requests=requests, assume_causal=assume_causal)
-    return Step(timing, choose_state(timing), list(sources), requests)
+    with uncollected():
+        graph = settled(absorb(recognise(graph), list(sources)), list(sources))
+        graph = first_row.spread(graph, list(sources), length)
+        timing = prove(graph, sources, length, requests=requests, assume_causal=assume_causal)
+        return Step(timing, choose_state(timing), list(sources), requests)

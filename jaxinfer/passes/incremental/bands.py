@@ -60,17 +60,17 @@ class Bands:
         """Of a whole graph."""
         bands = cls()
         for equation in graph.equations:
-            bands.visit(equation)
+            bands.visit(equation, factors_of(equation))
         return bands
 
-    def visit(self, equation: Equation) -> None:
+    def visit(self, equation: Equation, factors: Factors) -> None:
         """Takes in the next equation of a graph."""
         for node in equation.inputs:
             if node.constant and node not in self._looked_at:
                 self._looked_at.add(node)
                 self._constant(node)
         if len(equation.outputs) == 1 and (not equation.inputs or any(map(self._known, equation.inputs))):
-            self._flow(equation, factors_of(equation))
+            self._flow(equation, factors)
 
     def masks(self, node: Node, dim: int, rows: tuple[int, int], neutral: Callable[[float], bool]) -> Beyond | None:
         """The tightest fact that hides `dim`, whose indices in `rows` are time, beyond another dim of the node."""
@@ -285,7 +285,7 @@ def _apply(equation: Equation, fills: Sequence[float | None]) -> tuple[float, bo
     function = _NUMERIC.get(name)
     if name in ("not", "and", "or", "xor") and equation.outputs[0].dtype.kind != "b":
         return None  # bit by bit
-    if function is None and len(equation.inputs) == 1 and name in _SAME:
+    if function is None and len(equation.inputs) == 1 and name in SAME:
         return known[0], False
     if function is None:
         return None
@@ -317,7 +317,7 @@ def _absorb(
 
 
 _MOVES = ("broadcast_in_dim", "transpose", "squeeze", "expand_dims", "reshape", "slice", "copy", "stop_gradient")
-_SAME = frozenset((*_MOVES, "convert_element_type", "reduce_precision"))
+SAME = frozenset((*_MOVES, "convert_element_type", "reduce_precision"))
 _NUMERIC: dict[str, Callable[..., float]] = {
     "exp": np.exp,
     "exp2": np.exp2,

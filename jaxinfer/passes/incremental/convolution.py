@@ -41,7 +41,7 @@ def emit_long(equation: Equation, operands: Sequence[Array], signal: int, view: 
     dims = (params["x_dims"], params["h_dims"])
     here = dims[signal].index(time)
     length = operands[signal].shape[here]
-    real = jnp.arange(length) < at.pos + at.n
+    real = jnp.arange(length) < at.pos + at.n + at.beyond
     mask = real.reshape([-1 if d == here else 1 for d in range(operands[signal].ndim)])
     x = jnp.where(jnp.broadcast_to(mask, operands[signal].shape), operands[signal], 0)
     index = at.indices(view, equation.outputs[0].shape[time])

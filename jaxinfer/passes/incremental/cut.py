@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Hashable
 
 from jaxinfer.errors import NotCausalError
-from jaxinfer.graph import Node
+from jaxinfer.graph import Equation, Node
 from jaxinfer.passes.incremental.causality import Timing
 from jaxinfer.passes.incremental.demand import Demands, demands_of, operand_views, repeatable, storable
 from jaxinfer.passes.incremental.views import Demand, Kind, Place, kinds
@@ -40,10 +40,7 @@ def choose_state(timing: Timing) -> frozenset[Place]:
     edges: Edges = {}
     for demand, asked_by in everything.memory.items():
         if not storable(demand, timing) and not repeatable(demand, timing):
-            raise NotCausalError(
-                f"{asked_by or 'an output'} reads all pairs of rows of a value of shape {list(demand[0].shape)}: there "
-                "is no state of bounded size per row for it"
-            )
+            raise NotCausalError(_unkept(demand, asked_by, timing))
     for demand in everything.memory:
         _price(demand, everything, timing, edges)
     roots = [(n, everything.serving(n, v)) for n, v in everything.roots]
@@ -54,6 +51,27 @@ def choose_state(timing: Timing) -> frozenset[Place]:
             if side == "in" and (demand, "out") not in reached:
                 chosen.add((demand[0], kinds(demand[1])))
     return frozenset(chosen)
+
+
+def _unkept(demand: Demand, asked_by: Equation | None, timing: Timing) -> str:
+    """Why a value can be neither stored nor made again."""
+    (node, views), reader = demand, asked_by or "an output"
+    if len(timing.of(node)) != 1:
+        return (
+            f"{reader} reads all pairs of rows of a value of shape {list(node.shape)}: there is no state of bounded "
+            "size per row for it"
+        )
+    later = max(v.hi for v in views if v.kind is Kind.ROWS) if Kind.ROWS in kinds(views) else 0
+    if later > 0:
+        return (
+            f"{reader} reads {node.equation} up to {later} rows further on than the row it makes, as where rows were "
+            "put in front and are cut off again; there a step has no value yet. Leave those rows out before it"
+        )
+    (dim,) = timing.of(node)
+    return (
+        f"{reader} reads rows so far of {node.equation or 'an input'}, which has {node.shape[dim]} rows for "
+        f"{timing.capacity} of the input: only what has a row for each can be kept. Cut it to those first"
+    )
 
 
 def _price(demand: Demand, everything: Demands, timing: Timing, edges: Edges) -> None:

@@ -71,7 +71,10 @@ def storable(demand: Demand, timing: Timing) -> bool:
 def is_memory(node: Node, views: Views, timing: Timing) -> bool:
     """Whether only rows so far or shifted ones are wanted, of a value that depends on the rows of the input."""
     times = timing.of(node)
-    return bool(times) and all(views[d].kind is Kind.PREFIX or views[d] not in (ROWS, LAST, WHOLE) for d in times)
+    for d in times:
+        if views[d].kind is not Kind.PREFIX and views[d] in (ROWS, LAST, WHOLE):
+            return False
+    return bool(times)
 
 
 def repeatable(demand: Demand, timing: Timing) -> bool:
@@ -135,7 +138,11 @@ class _Search:
             return
         plan: Plan = {}
         done: set[Kinds] = set()
-        while groups := {k for k in map(kinds, wanted) if k not in done}:
+        if len(wanted) == 1:  # nearly always
+            (views,) = wanted
+            done.add(kinds(views))
+            self._settle(node, equation, kinds(views), plan, wanted)
+        while len(wanted) > 1 and (groups := {k for k in map(kinds, wanted) if k not in done}):
             # What is settled may ask for the chunk's own rows of the same value, whose turn is last.
             group = min(groups, key=lambda g: (max(g, default=Kind.WHOLE), Kind.LAST not in g))
             done.add(group)
@@ -174,9 +181,10 @@ class _Search:
         plan[views] = How.COMPUTE
         if equation is None:
             return
+        memory = is_memory(node, views, self.timing)
         for operand, asked in operand_views(equation, node, views, self.timing):
             self.ask(operand, asked, equation)
-            if not is_memory(node, views, self.timing) and is_memory(operand, asked, self.timing):
+            if not memory and is_memory(operand, asked, self.timing):
                 self.found.roots.add((operand, asked))
 
 
@@ -201,21 +209,36 @@ def operand_views(equation: Equation, node: Node, views: Views, timing: Timing) 
 
     A value that no row of the input reaches may be made whole and sliced; then its operands are asked whole.
     """
+    number = 0 if len(equation.outputs) == 1 else equation.outputs.index(node)
+    key = (timing.kind_of(equation), number, views)
+    asked = timing.asked.get(key)
+    if asked is None:
+        asked = timing.asked[key] = _operand_views(equation, node, views, timing)
+    return list(zip(equation.inputs, asked, strict=True))
+
+
+def _operand_views(equation: Equation, node: Node, views: Views, timing: Timing) -> tuple[Views, ...]:
+    """The views alone, which are the same for all equations of a kind (see Timing.kind_of)."""
     factors = timing.factors[equation]
     if sliced_from_whole(equation, node, views, timing):
-        return [(operand, whole(operand)) for operand in equation.inputs]
+        return tuple(map(whole, equation.inputs))
     by_factor: dict[int, View] = {}
     for factor, view in zip(factors.outputs[equation.outputs.index(node)], views, strict=True):
         if view.kind is not Kind.WHOLE:
             if factor is None:
                 raise NotCausalError(f"{equation} can't be made row by row")
+            if equation in timing.running and factor not in factors.cumulative and view != PREFIX:
+                raise NotCausalError(
+                    f"{equation} runs along time, and rows of another dim of it are wanted one by one: values of pairs "
+                    "of rows have no running state of bounded size"
+                )
             by_factor[factor] = view
     for factor, reach in timing.summed.get(equation, {}).items():
         by_factor[factor] = _rows_reached(reach, by_factor)
-    return [
-        (operand, tuple(_asked(equation, number, d, f, by_factor, timing) for d, f in enumerate(dims)))
-        for number, (operand, dims) in enumerate(zip(equation.inputs, factors.inputs, strict=True))
-    ]
+    return tuple(
+        tuple(_asked(equation, number, d, f, by_factor, timing) for d, f in enumerate(dims))
+        for number, dims in enumerate(factors.inputs)
+    )
 
 
 def _asked(

@@ -4,7 +4,7 @@ Every primitive is bound again on operands whose viewed dims have other sizes; o
 spell a shape.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class Window:
     length: int
     pos: Array  # int32 scalar
     n: Array  # int32 scalar
+    beyond: int = 0  # so many rows after the n real ones are read as well, though not kept
 
     def size(self, view: View, whole: int) -> int:
         """Size of a viewed dim."""
@@ -73,7 +74,7 @@ class Window:
                 rows = jax.lax.dynamic_slice_in_dim(rows, jnp.maximum(self.n - 1, 0), 1, axis=d)
         return rows
 
-    def within(self, first: int, end: int | None, view: View, dim: int, rows: Array, other: Any) -> Array:
+    def within(self, first: int, end: int | Array | None, view: View, dim: int, rows: Array, other: Any) -> Array:
         """`rows` where their index along `dim` is in first .. end, and `other` elsewhere."""
         index = self.indices(view, rows.shape[dim])
         inside = (index >= first) if end is None else (index >= first) & (index < end)
@@ -98,6 +99,8 @@ def bind(
     """
     if equation.name == "iota":
         return _iota(equation, sizes, views, at)
+    if equation.name == "top_k":
+        operands = [_at_least(operands[0], equation.params["k"])]
     if equation.name == "dot_general" and _should_swap(equation, asked):
         return _swapped_dot(equation, operands)
     special = _SHIFTED.get(equation.name)
@@ -108,6 +111,14 @@ def bind(
     if resize is not None:
         params.update(resize(equation, factors, operands, sizes, views))
     return equation.primitive.bind(*operands, **params)
+
+
+def _at_least(rows: Array, k: int) -> Array:
+    """The last dim with k elements, of which those added are the least: the forward has as many, masked."""
+    short = max(0, k - rows.shape[-1])
+    return jax.lax.pad(
+        rows, jnp.asarray(_neutral("max", rows.dtype), rows.dtype), [(0, 0, 0)] * (rows.ndim - 1) + [(0, short, 0)]
+    )
 
 
 def _should_swap(equation: Equation, asked: Sequence[Views]) -> bool:
@@ -240,18 +251,30 @@ def neutralised(
     operands: Sequence[Array],
     asked: Sequence[Views],
     factors: Factors,
-    windows: set[int],
+    times: Collection[int],
     at: Window,
+    ends: Sequence[Array | None],
 ) -> list[Array]:
-    """Operands of a reduction over windows of time, with what lies before the first row or past the last (of a chunk
-    that overhangs the end) made to count nothing."""
+    """Operands of a reduction over time, with what lies before the first row or past the last that there is made to
+    count nothing: a mask of zeros doesn't hide the infinities that a function may make of such rows.
+
+    Args:
+        times: the factors that are reduced and time.
+        ends: for each operand the row after the last that is seen; None where all of it is finite (see unwritten).
+    """
     result = list(operands)
-    for number, dims in enumerate(factors.inputs):
+    for number, (dims, end) in enumerate(zip(factors.inputs, ends, strict=True)):
         for d, factor in enumerate(dims):
-            if factor in windows and asked[number][d].kind is Kind.ROWS:
+            view = asked[number][d]
+            if factor in times and view.kind in (Kind.ROWS, Kind.PREFIX):
                 fill = _neutral(factors.reduction or "sum", result[number].dtype)
                 rows = equation.inputs[number].shape[d]
-                result[number] = at.within(0, rows, asked[number][d], d, result[number], fill)
+                if view.kind is Kind.ROWS:
+                    last = rows if end is None else jnp.minimum(rows, end)
+                    result[number] = at.within(0, last, view, d, result[number], fill)
+                elif end is not None:
+                    joined = at.within(rows - view.hi, None, view, d, result[number], fill) if view.hi else fill
+                    result[number] = at.within(0, view.lo + end, view, d, result[number], joined)
     return result
 
 

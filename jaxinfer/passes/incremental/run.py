@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from jaxinfer.graph import Equation, Node
-from jaxinfer.passes.incremental import convolution, emit, running
+from jaxinfer.passes.incremental import chunks, convolution, emit, running
 from jaxinfer.passes.incremental.demand import Demands, How, last_to_rows, operand_views, sliced_from_whole
 from jaxinfer.passes.incremental.emit import Array, Window
+from jaxinfer.passes.incremental.unwritten import may_spoil
 from jaxinfer.passes.incremental.views import Demand, Kind, View, Views, fresh, kinds
 
 if TYPE_CHECKING:
@@ -82,8 +83,11 @@ class Run:
             view = views[equation.params["time"]]
             self.values[out, views] = convolution.emit_long(equation, operands, signal, view, at)
             return
-        windows = {f for f, reach in timing.summed.get(equation, {}).items() if reach.window is not None}
-        operands = emit.neutralised(equation, operands, given, factors, windows, at)
+        if summed := timing.summed.get(equation):
+            windows = any(reach.window is not None for reach in summed.values())
+            end = at.pos + at.n + at.beyond + max(reach.gap for reach in summed.values())
+            ends = [end if windows or may_spoil(self.demands, timing, n, v) else None for n, v in asked]
+            operands = emit.neutralised(equation, operands, given, factors, summed, at, ends)
         result = emit.bind(equation, operands, given, at.sizes(node, views), views, at, factors)
         for out, value in zip(equation.outputs, _bound(equation, result), strict=True):
             # All results of one equation have the same factors here, so they come out in the same view.
@@ -92,7 +96,11 @@ class Run:
 
     def _continue(self, equation: Equation, operands: Sequence[Array]) -> None:
         places = [self.whole_of[node] for node in self.step.carried(equation)]
-        results, carries = running.run(equation, operands, [self.state[i] for i in places], self.at)
+        before = [self.state[i] for i in places]
+        if equation.name == chunks.NAME:
+            results, carries = chunks.run(equation, self.step.within(equation), operands, before, self.at)
+        else:
+            results, carries = running.run(equation, operands, before, self.at)
         for i, carry in zip(places, carries, strict=True):
             self.state[i] = carry.astype(self.state[i].dtype)
         for out, value in zip(equation.outputs, results, strict=True):

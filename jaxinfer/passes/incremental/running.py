@@ -22,6 +22,7 @@ _COMBINE: dict[str, Callable[[Array, Array], Array]] = {
     "cummax": jnp.maximum,
     "cummin": jnp.minimum,
     "cumlogsumexp": jnp.logaddexp,
+    "first_row": lambda carry, rows: jnp.broadcast_to(carry, rows.shape),
 }
 KNOWN = frozenset(("scan", "associative_scan", *_COMBINE))
 

@@ -57,6 +57,7 @@ class StateSpec:
         shifted; the value has at.length rows. A window: its rows before `pos`, then the chunk's k.
         """
         assert self.time is not None
+        time = self.time
         rows = jnp.transpose(rows, self.order)
         if self.rows is not None:
             before = jnp.where(at.pos == 0, jnp.zeros_like(stored), stored)
@@ -68,9 +69,14 @@ class StateSpec:
             # reader, and then copies the whole state twice a step.
             rows = jnp.concatenate([rows, rows], axis=self.time)
         chunk = jnp.arange(rows.shape[self.time], dtype=jnp.int32)
-        index = jnp.where(chunk < at.n, at.pos + chunk, stored.shape[self.time])
-        after = stored.at[(slice(None),) * self.time + (index,)].set(rows, mode="drop")
-        value = jax.lax.slice_in_dim(after, 0, at.length, axis=self.time)
+
+        def written(n: Array) -> Array:
+            index = jnp.where(chunk < n, at.pos + chunk, stored.shape[time])
+            return stored.at[(slice(None),) * time + (index,)].set(rows, mode="drop")
+
+        after = written(at.n)
+        seen = written(at.n + at.beyond) if at.beyond else after
+        value = jax.lax.slice_in_dim(seen, 0, at.length, axis=self.time)
         return after, jnp.transpose(value, np.argsort(self.order).tolist())
 
     def __str__(self) -> str:

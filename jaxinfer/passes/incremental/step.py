@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from jaxinfer.errors import RequestError
 from jaxinfer.graph import Equation, Graph, Node, evaluate, needed
-from jaxinfer.passes.incremental import running
+from jaxinfer.passes.incremental import chunks, running
 from jaxinfer.passes.incremental.causality import Timing
+from jaxinfer.passes.incremental.cut import choose_state
 from jaxinfer.passes.incremental.demand import Demands, How, demands_of
 from jaxinfer.passes.incremental.emit import Array, Window
 from jaxinfer.passes.incremental.run import Run
@@ -37,11 +38,21 @@ class Step:
         remembered = [(n, v) for n, plan in self._rows.made.items() for v, how in plan.items() if how is How.REMEMBER]
         readers = self.graph.consumers()
         kept = [rows_spec(readers, timing, d, _rows_kept(d[1])) for d in remembered]
-        self._carried = {e: running.carries_of(e) for e in self.graph.equations if e in self._running}
+        over = [e for e in self.graph.equations if e in self._running]
+        inner = [(e, e.params["chunks"]) for e in over if e.name == chunks.NAME]
+        self._within = {e: Step(c.timing, choose_state(c.timing), c.sources) for e, c in inner if c.count > 1}
+        self._carried = {
+            e: chunks.carries_of(e, self.within(e)) if e.name == chunks.NAME else running.carries_of(e) for e in over
+        }
         kept += [whole_spec(node) for nodes in self._carried.values() for node in nodes]
         self._requested = tuple(n for n, plan in self._rows.made.items() if How.REQUEST in plan.values())
         kept += [whole_spec(node) for node in self._requested]
         self.state_specs = tuple(sorted(kept, key=lambda s: _number(s.node)))
+        self._cleared = [
+            i
+            for i, s in enumerate(self.state_specs)
+            if (s.grows or s.node.equation in self._within) and jnp.issubdtype(s.node.dtype, jnp.inexact)
+        ]
 
     @cached_property
     def _rows(self) -> Demands:
@@ -140,7 +151,24 @@ class Step:
             room = self._room(state)
             return self.run_one(params, rows, Window(k, min(reach or room, room), pos, n), state, last=last)
 
-        return jax.vmap(one)(tuple(rows), positions, counts, state)
+        return jax.vmap(one)(tuple(rows), positions, counts, self._restarted(state, (positions == 0) & (counts > 0)))
+
+    def _restarted(self, state: State, starts: Array) -> State:
+        """The state with what other sequences left made 0 in the slots where one starts.
+
+        A product of masked weights with rows that aren't written yet takes 0 times what they hold, and 0 times NaN is
+        NaN. The rows are cleared here, once a sequence, since a mask on them would copy them in every step.
+        """
+        after = list(state)
+        if self._cleared:
+
+            def cleared(arrays: list[Array]) -> list[Array]:
+                return [jnp.where(starts.reshape(-1, *(1,) * (a.ndim - 1)), jnp.zeros_like(a), a) for a in arrays]
+
+            kept = jax.lax.cond(jnp.any(starts), cleared, list, [state[i] for i in self._cleared])
+            for i, array in zip(self._cleared, kept, strict=True):
+                after[i] = array
+        return tuple(after)
 
     def _room(self, state: State) -> int:
         """Rows that one slot's state has room for."""
@@ -150,6 +178,10 @@ class Step:
     def carried(self, equation: Equation) -> list[Node]:
         """What a running equation hands on, as the state's nodes."""
         return self._carried[equation]
+
+    def within(self, equation: Equation) -> "Step | None":
+        """The step along the axis of chunks of an equation that works on them; None where there is one chunk."""
+        return self._within.get(equation)
 
     def run_one(
         self, params: Sequence[Any], rows: Sequence[Array], at: Window, state: State, *, last: bool

@@ -10,14 +10,14 @@ import jax
 
 from jaxinfer import _jax
 from jaxinfer.errors import NotCausalError
-from jaxinfer.graph import Equation, Node, copies, flatten
+from jaxinfer.graph import Equation, Node, copies, flatten, needed
 from jaxinfer.passes.recognise import recognise
 
 _MOST_STEPS = 512
 
 
 def unrolled(scan: Equation, used: set[Node]) -> list[Equation]:
-    """The equations of a scan's every step, ending in its own result nodes; stacked results only where `used`.
+    """The equations of a scan's every step, ending in its own result nodes; only what those that are `used` need.
 
     Raises:
         NotCausalError: more steps than are worth unrolling.
@@ -40,12 +40,13 @@ def unrolled(scan: Equation, used: set[Node]) -> list[Equation]:
         results = tuple(n if n.constant else value[n] for n in body.outputs)
         carry, made[i] = list(results[: parts.carry]), results[parts.carry :]
     for node, last in zip(scan.outputs, carry, strict=False):
-        _append(jax.lax.copy_p, {}, (last,), node, scan.source, equations)
+        if node in used:
+            _append(jax.lax.copy_p, {}, (last,), node, scan.source, equations)
     for number, node in enumerate(scan.outputs[parts.carry :]):
         if node in used:
             rows = [_expanded(step[number], scan.source, equations) for step in made]
             _append(jax.lax.concatenate_p, {"dimension": 0}, tuple(rows), node, scan.source, equations)
-    return equations
+    return needed([n for n in scan.outputs if n in used], equations)
 
 
 def _append(
