@@ -197,7 +197,8 @@ class _Walk:
         share and that would tie them together."""
         if equation.name not in _BROADCASTS:
             return False
-        shared = self.readers[node] > 1 and node not in self.computed and main in self.computed
+        table = node.equation is not None and node not in self.computed
+        shared = table and main in self.computed and self.readers[node] > 1
         return shared or math.prod(node.shape) < math.prod(main.shape)
 
     def _loop(self, equation: Equation, weight: float) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from jaxinfer.sharding.moves import steps
 
 Shape = tuple[int, ...]
 Parts = tuple[int, ...]
+How = Literal["gathered", "reduced", "picked"]
 Collectives = tuple[tuple[str, tuple[int, ...], float], ...]
 
 
@@ -44,32 +46,33 @@ class Costs:
         return table[mine.ravel()][:, theirs.ravel()]
 
     def freeing(
-        self, codes: Codes, gone: Sequence[int], size: float, shape: Shape, parts: Parts, *, reduced: bool
+        self, codes: Codes, gone: Sequence[int], size: float, shape: Shape, parts: Parts, how: How
     ) -> np.ndarray:
-        """Seconds to have some places of a value unsharded, by gathering it, or by adding up what was reduced over
-        them on each device: float [options].
+        """Seconds to have some places of a value unsharded, by gathering it or by combining what each device
+        reduced over them: float [options].
 
         Args:
             gone: the places.
             size: bytes of the whole value, or of the whole result of the reduction.
         """
         rows, mine = np.unique(codes, axis=0, return_inverse=True)
-        found = [self.freed(row, gone, shape, parts, reduced=reduced) for row in rows.tolist()]
+        found = [self.freed(row, gone, shape, parts, how) for row in rows.tolist()]
         return np.array([self._seconds(collectives, size) for collectives in found])[mine.ravel()]
 
     def collectives(self, before: Sequence[int], after: Sequence[int], shape: Shape, parts: Parts) -> Collectives:
         """(kind, mesh axes, bytes for each byte of the whole value) of the collectives of one change of layout."""
         return _collectives(tuple(before), tuple(after), shape, parts, self.mesh, self.hardware.reduce_scatter)
 
-    def freed(
-        self, codes: Sequence[int], gone: Sequence[int], shape: Shape, parts: Parts, *, reduced: bool
-    ) -> Collectives:
+    def freed(self, codes: Sequence[int], gone: Sequence[int], shape: Shape, parts: Parts, how: How) -> Collectives:
         """The collectives of one option of `freeing`."""
-        if not reduced:
+        if how == "gathered":
             return self.collectives(codes, [REPLICATED if code in gone else code for code in codes], shape, parts)
         axes = tuple(m for m, code in enumerate(codes) if code in gone)
         held = math.prod(n for n, code in zip(self.mesh, codes, strict=True) if code >= 0 and code not in gone)
-        return (("all-reduce", axes, 1 / held),) if axes else ()
+        if how == "reduced":
+            return (("all-reduce", axes, 1 / held),) if axes else ()
+        candidates = math.prod(self.mesh[m] for m in axes)  # values and their places, of each device
+        return (("all-gather", axes, candidates / held),) * 2 if axes else ()
 
     def _line(self, before: tuple[int, ...], after: tuple[int, ...], shape: Shape, parts: Parts) -> tuple[float, float]:
         return _line(before, after, shape, parts, self.mesh, self.hardware)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxinfer import _jax
+from jaxinfer.axes.factors import factors_of
 from jaxinfer.graph import Equation, Graph, Node
 from jaxinfer.sharding.clusters import STATIC, Bond
 from jaxinfer.sharding.layouts import layout, placed
@@ -79,7 +80,17 @@ class Chosen:
                 found[-1].append(self._spec(node, *bond))
             elif (dims := self._whole.get((equation, node))) and (there := _cleared(self.of(node), dims)) is not None:
                 found[-1].append(there)
+            elif equation.name.startswith("scatter") and self.network.values.kinds.get(node) == STATIC:
+                # Kept whole beside sharded updates, XLA would gather those.
+                found[-1].append(self._as_result(equation, role))
         return found
+
+    def _as_result(self, equation: Equation, role: int) -> PartitionSpec:
+        """An operand laid out as the result is made."""
+        factors = factors_of(equation)
+        made = self.results(equation)[0] or self.of(equation.outputs[0]) or ()
+        axes = dict(zip(factors.outputs[0], made, strict=False))
+        return PartitionSpec(*(None if f is None else axes.get(f) for f in factors.inputs[role]))
 
     def results(self, equation: Equation) -> list[PartitionSpec | None]:
         """For each result the layout that it is computed in, sums added up; None where that's the one it is kept in."""
@@ -91,12 +102,17 @@ class Chosen:
             kept = [self.of(node) for node in equation.outputs[carried:]]
             return [*(None for _ in range(carried)), *(_cleared(spec, {0}) for spec in kept)]
         if any((equation, node) in self._whole for node in equation.inputs):
-            # Dims that no operand has come out as whole as they went in.
-            leaves = self.network.values.leaves
-            given = {a for node in equation.inputs if not node.constant for dim in leaves(node) for a in dim}
-            new = [{d for d, dim in enumerate(leaves(node)) if not given.issuperset(dim)} for node in equation.outputs]
-            return [_cleared(self.of(node), dims) for node, dims in zip(equation.outputs, new, strict=True)]
+            return [_cleared(self.of(node), self._new(equation, n)) for n, node in enumerate(equation.outputs)]
         return [None for _ in equation.outputs]
+
+    def _new(self, equation: Equation, result: int) -> set[int]:
+        """Dims of a result that don't come from a dim of an operand that may be sharded: they are made whole."""
+        factors, given = factors_of(equation), set[int | None]()
+        for node, dims in zip(equation.inputs, factors.inputs, strict=True):
+            if self.network.values.kinds.get(node, STATIC) != STATIC:
+                whole = self._whole.get((equation, node), ())
+                given.update(f for d, f in enumerate(dims) if d not in whole)
+        return {d for d, f in enumerate(factors.outputs[result]) if f is None or f not in given}
 
     def _spec(self, node: Node, variable: int, places: Sequence[int]) -> PartitionSpec:
         c = self.tables.classes[variable]
@@ -111,7 +127,9 @@ def _cleared(spec: PartitionSpec | None, dims: Container[int]) -> PartitionSpec 
 
 def run(graph: Graph, inputs: Sequence[Any], chosen: Chosen, mesh: Mesh) -> list[Any]:
     """Runs a graph inside a trace, every value that the plan speaks of constrained to its layout."""
-    found: dict[Node, Any] = dict(zip(graph.inputs, inputs, strict=True))
+    found: dict[Node, Any] = {}
+    for node, value in zip(graph.inputs, inputs, strict=True):  # of loops too, which XLA would lay out by itself
+        found[node] = value if (here := chosen.of(node)) is None else _put(value, here, mesh)
     moved: dict[tuple[Node, PartitionSpec], Any] = {}
 
     def read(node: Node) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxinfer.graph import Equation, Node
 from jaxinfer.sharding.clusters import Values, Whole
-from jaxinfer.sharding.costs import Costs, flops
+from jaxinfer.sharding.costs import Costs, How, flops
 from jaxinfer.sharding.hardware import compute_time
 from jaxinfer.sharding.layouts import REPLICATED, Codes, options, placed, shards
 from jaxinfer.sharding.network import Network, Pair, Variable
@@ -79,7 +79,7 @@ class _Freed(NamedTuple):
     size: float  # of the value, or of the result if it is reduced
     shape: tuple[int, ...]
     parts: tuple[int, ...]
-    reduced: bool
+    how: How
     weight: float
 
 
@@ -103,8 +103,14 @@ def _freed(network: Network) -> dict[int, Counter[_Freed]]:
         gone = tuple(p for d in sorted(wholes) for p in range(starts[d], starts[d] + parts[d]))
         size = values.bytes(equation.outputs[0] if whole.reduced else node)
         places = network.places(number, node)
-        found[number][_Freed(places, gone, size, node.shape, parts, whole.reduced, whole.weight)] += 1
+        found[number][_Freed(places, gone, size, node.shape, parts, _how(whole), whole.weight)] += 1
     return found
+
+
+def _how(whole: Whole) -> How:
+    if not whole.reduced:
+        return "gathered"
+    return "picked" if whole.equation.name in ("argmax", "argmin") else "reduced"
 
 
 def _time(network: Network, variable: Variable, freed: Counter[_Freed], codes: Codes, costs: Costs) -> np.ndarray:
@@ -139,7 +145,7 @@ def _cluster_time(values: Values, variable: Variable, freed: Counter[_Freed], co
         total += times * _UNFUSED * traffic
     for need, times in freed.items():
         mine = placed(codes, need.places)
-        spent = costs.freeing(mine, need.gone, need.size, need.shape, need.parts, reduced=need.reduced)
+        spent = costs.freeing(mine, need.gone, need.size, need.shape, need.parts, need.how)
         total += times * need.weight * spent
     return total
 
@@ -179,7 +185,7 @@ def traffic(network: Network, tables: Tables, chosen: Sequence[int], costs: Cost
         c = tables.classes[number]
         for need, times in freed.items():
             mine = placed(tables.codes[c][chosen[c]], need.places).tolist()
-            for kind, _, part in costs.freed(mine, need.gone, need.shape, need.parts, reduced=need.reduced):
+            for kind, _, part in costs.freed(mine, need.gone, need.shape, need.parts, need.how):
                 kinds[kind] += times * need.weight
                 moved += times * need.weight * part * need.size
     return dict(kinds), moved

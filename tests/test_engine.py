@@ -72,7 +72,7 @@ CASES = {
     "swin": {"batch": [1, 6]},
     "encoder_decoder": {"batch": [1, 4], "time": [4], "source": [3, 6]},
 }
-FAST = ("resnet", "mlp_mixer", "gnn")
+FAST = ("mlp_mixer", "gnn")
 
 
 @pytest.mark.jax_defaults

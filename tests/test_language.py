@@ -253,8 +253,11 @@ def test_chunked_prefill_is_the_same(lm, forward, monkeypatch):
     assert got.tokens == greedy(forward, PROMPTS[3], 5)
 
 
+OTHERS = ("alibi", "linen_transformer", "nnx_library")
+
+
 @pytest.mark.jax_defaults
-@pytest.mark.parametrize("name", ["gpt2", "alibi", "linen_transformer", "nnx_library"])
+@pytest.mark.parametrize("name", ["gpt2", *(pytest.param(n, marks=pytest.mark.heavy) for n in OTHERS)])
 def test_your_own_forward(name):
     """The door for any causal forward: function, linen or NNX, batched or over a single sequence."""
     import importlib
@@ -323,6 +326,7 @@ def test_requests_with_inputs_of_their_own(translator):
     assert abs(found[0].logprobs[0].logprob - found[2].logprobs[0].logprob) > 1e-2  # one prompt: the sources differ
 
 
+@pytest.mark.heavy
 @pytest.mark.jax_defaults
 def test_inputs_in_every_door(translator):
     """A single prompt, its samples, a stream, a score and a call with a batch take them alike."""

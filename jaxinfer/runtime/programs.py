@@ -166,7 +166,8 @@ class Programs:
             def one(carry: Any) -> Any:
                 i, at, emitted, state = carry
                 counts = at.live.astype(jnp.int32)
-                logits, state = self._step(params, at.token[:, None], at.position, counts, state, last=False)
+                token = at.token[:, None]  # not a sequence's first: a prompt stands before it
+                logits, state = self._step(params, token, at.position, counts, state, last=False, starts=False)
                 at, emitted = _draw(at, logits[:, 0], sampling, i, emitted)
                 return i + 1, at, emitted, state
 
@@ -234,11 +235,13 @@ class Programs:
         *,
         last: bool,
         reach: int | None = None,
+        starts: bool = True,
     ) -> Any:
         """Logits [slots, rows, vocab] and the state after a chunk, whether the forward has a batch dim or not."""
         leaf = self.program.inputs[0]
         rows = jnp.expand_dims(tokens, 1 + leaf.dims.index("batch")) if "batch" in leaf.dims else tokens
-        (logits,), state = self.step(params, [rows], positions, tuple(state), counts, last=last, reach=reach)
+        options: dict[str, Any] = {"last": last, "reach": reach, "starts": starts}
+        (logits,), state = self.step(params, [rows], positions, tuple(state), counts, **options)
         return logits.reshape(*tokens.shape[:1], -1, logits.shape[-1]), list(state)
 
     def _ready(self, name: Mapping[str, Any], run: Callable[..., Any], arguments: Any, donate: bool = True) -> Any:

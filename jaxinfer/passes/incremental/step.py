@@ -99,7 +99,7 @@ class Step:
             raise RequestError(f"a state holds 1 to {self.capacity} rows (the length it was derived at), got {length}")
         return tuple(jax.ShapeDtypeStruct((slots, *s.shape(length)), s.node.dtype) for s in self.state_specs)
 
-    def begin(self, params: Sequence[Any], inputs: Sequence[Array], state: State) -> State:
+    def begin(self, params: Any, inputs: Any, state: State) -> State:
         """Puts what the request alone decides (an encoder's output, cross-attention's keys and values) into the state.
 
         Args:
@@ -108,7 +108,8 @@ class Step:
             state: of any content; only the request's part of it is replaced.
         """
         part = Graph((*self._params, *self.requests), self._requested, needed(self._requested, self.graph.equations))
-        values = jax.vmap(lambda given: evaluate(part, [*params, *given]))(list(inputs))
+        params, inputs = self._leaves("params", params, len(self._params)), jax.tree.leaves(inputs)
+        values = jax.vmap(lambda given: evaluate(part, [*params, *given]))(inputs)
         after = list(state)
         places = {spec.node: i for i, spec in enumerate(self.state_specs)}
         for node, value in zip(self._requested, values, strict=True):
@@ -121,29 +122,33 @@ class Step:
 
     def __call__(
         self,
-        params: Sequence[Any],
-        rows: Sequence[Array],
+        params: Any,
+        rows: Any,
         positions: Array,
         state: State,
         counts: Array | None = None,
         *,
         last: bool = False,
         reach: int | None = None,
+        starts: bool = True,
     ) -> tuple[tuple[Array, ...], State]:
         """Runs k new rows in every slot.
 
         Args:
-            params: the flat parameters, in the order of the graph's inputs less the sources and requests.
-            rows: for each source, its rows with a leading slots dim: the source's shape with k rows in time.
+            params: the program's parameters, as a tree or as its leaves.
+            rows: the inputs that have the time axis (one, a list, or as the specs nest them), with a leading slots dim:
+                each of the source's shape with k rows in time.
             positions: int32 [slots], the index of each slot's first new row; 0 starts a sequence.
             counts: int32 [slots], how many of the k rows are real; the others leave no trace. All by default.
             last: return only each slot's last real row (k = 1 in the outputs) instead of all k.
             reach: read only the first so many rows of the state, where every position + count is known to be at most
                 that; all that it has room for by default.
+            starts: whether a slot may start a sequence in this call. False spares a look at what to clear.
 
         Returns:
             The outputs with a leading slots dim, and the state after the rows.
         """
+        params, rows = self._leaves("params", params, len(self._params)), self._leaves("rows", rows, len(self.sources))
         k = rows[0].shape[1 + next(iter(self.timing.dims[self.sources[0]]))]
         counts = jnp.full(positions.shape, k, jnp.int32) if counts is None else counts
 
@@ -151,7 +156,15 @@ class Step:
             room = self._room(state)
             return self.run_one(params, rows, Window(k, min(reach or room, room), pos, n), state, last=last)
 
-        return jax.vmap(one)(tuple(rows), positions, counts, self._restarted(state, (positions == 0) & (counts > 0)))
+        state = self._restarted(state, (positions == 0) & (counts > 0)) if starts else state
+        return jax.vmap(one)(tuple(rows), positions, counts, state)
+
+    def _leaves(self, what: str, tree: Any, wanted: int) -> list[Any]:
+        """What was given for some inputs, flat."""
+        leaves = jax.tree.leaves(tree)
+        if len(leaves) != wanted:
+            raise RequestError(f"the step takes {wanted} arrays as {what}, got {len(leaves)}")
+        return leaves
 
     def _restarted(self, state: State, starts: Array) -> State:
         """The state with what other sequences left made 0 in the slots where one starts.
